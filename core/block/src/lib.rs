@@ -1,0 +1,1 @@
+//! Completion-based block I/O: the trait, memory and simulated disks, faults, the conformance suite.

@@ -1,0 +1,2 @@
+//! xylemd entry point.
+fn main() {}

@@ -1,0 +1,1 @@
+//! Typed objects with transactions, revisions and a change feed, kept in redb.

@@ -1,0 +1,312 @@
+//! The messages.
+
+use serde::{Deserialize, Serialize};
+use units::{DpId, RequestId};
+use uuid::Uuid;
+
+/// Name and version that both sides must agree on in the first frame.
+pub const PROTOCOL: &str = "xylem-tapdisk/0";
+
+/// Largest frame either side accepts.
+pub const FRAME_BYTES_MAX: usize = 1 << 20;
+
+/// Most descriptors one frame may carry: the longest chain, a listener and a spare.
+pub const FRAME_FDS_MAX: usize = 64;
+
+/// How the bytes of one layer are laid out. Recorded by the core, never probed for: a guest can
+/// write a VHD footer into a raw disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Format {
+    /// The container is the disk.
+    Raw,
+    /// A VHD of any type.
+    Vhd,
+}
+
+/// Whether a disk takes writes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Access {
+    /// Reads only.
+    ReadOnly,
+    /// Reads and writes.
+    ReadWrite,
+}
+
+/// How a container ends: a file grows and its footer sits at the end of data, a reserved container
+/// (a logical volume) has its footer in its last sector and never changes size.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Extent {
+    /// Grows with its content.
+    Grows,
+    /// Fixed size; the footer goes to the last sector.
+    Reserved,
+}
+
+/// What `image-query` found in one container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageInfo {
+    /// The VHD's own uuid.
+    pub uuid: Uuid,
+    /// Uuid of the parent image; `None` for fixed and dynamic images.
+    pub parent_uuid: Option<Uuid>,
+    /// Name of the parent as the locators give it (a relative path).
+    pub parent_name: Option<String>,
+    /// The size a guest sees.
+    pub virtual_bytes: u64,
+    /// Largest size a fast resize can reach.
+    pub resize_max_bytes: u64,
+    /// Allocated blocks of 2 MiB (all of them for a fixed image).
+    pub allocated_blocks: u32,
+    /// The hidden flag XenServer sets on inner nodes.
+    pub hidden: bool,
+    /// Whether the file was closed cleanly (its primary footer is there and equal to the copy).
+    pub clean: bool,
+}
+
+/// The parent of an image about to be created.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ParentRef {
+    /// Container name, which becomes `./name` in the locators.
+    pub name: String,
+    /// The parent image's uuid; nil for a raw parent.
+    pub uuid: Uuid,
+    /// The parent's modification time, seconds since the Unix epoch.
+    pub mtime_unix_s: i64,
+}
+
+/// What the daemon asks. The comment names the descriptors that ride with the frame, in order.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "op", rename_all = "kebab-case")]
+pub enum Request {
+    /// First frame of a connection.
+    Hello {
+        /// [`PROTOCOL`].
+        protocol: String,
+    },
+    /// Opens a chain (descriptors: leaf first, base last) without serving it. Idempotent: the same
+    /// disk with the same uuids again is a success and the new descriptors are closed.
+    Open {
+        /// The datapath's name.
+        disk: DpId,
+        /// Format of each layer, leaf first.
+        layers: Vec<Format>,
+        /// How the leaf ends.
+        extent: Extent,
+        /// Whether the leaf takes writes.
+        access: Access,
+    },
+    /// Serves an open disk over NBD on a listening unix socket (one descriptor). Idempotent: a
+    /// disk that is served already goes on on its old listener.
+    Serve {
+        /// The datapath's name.
+        disk: DpId,
+        /// The only export name answered to, and the default one.
+        export: String,
+    },
+    /// Stops serving: no new connections, the requests in flight are finished, clients are closed.
+    Unserve {
+        /// The datapath's name.
+        disk: DpId,
+    },
+    /// Flushes, writes footers and closes. A disk that is not open is a success.
+    Close {
+        /// The datapath's name.
+        disk: DpId,
+    },
+    /// Puts a new leaf (one descriptor, an empty differencing VHD whose parent is the present
+    /// leaf) on top of a live disk: drains writes, flushes and seals the old leaf, switches.
+    Snapshot {
+        /// The datapath's name.
+        disk: DpId,
+        /// Uuid of the new leaf; a disk whose leaf has it already answers success.
+        leaf: Uuid,
+    },
+    /// Holds back new requests of these disks and drains those in flight, all at one instant.
+    Freeze {
+        /// The datapaths.
+        disks: Vec<DpId>,
+    },
+    /// Undoes `Freeze`.
+    Thaw {
+        /// The datapaths.
+        disks: Vec<DpId>,
+    },
+    /// Takes over a live disk's new size after the leaf's `image-resize` (both in one step here:
+    /// resizes the leaf's metadata and the served size).
+    Resize {
+        /// The datapath's name.
+        disk: DpId,
+        /// New size in bytes; at least the present one.
+        virtual_bytes: u64,
+    },
+    /// Every disk with its state and statistics.
+    List,
+    /// Ends the process once no disk is open; refused with `busy` before.
+    Exit,
+    /// Writes a new VHD into an empty container (one descriptor).
+    ImageCreate {
+        /// Its uuid.
+        uuid: Uuid,
+        /// Size a guest sees; rounded up to 2 MiB.
+        virtual_bytes: u64,
+        /// Size up to which metadata is laid out, so that a later resize is fast.
+        resize_max_bytes: u64,
+        /// `None`: dynamic. `Some`: differencing.
+        parent: Option<ParentRef>,
+        /// How the container ends.
+        extent: Extent,
+    },
+    /// Reads an image's description (one descriptor).
+    ImageQuery {
+        /// How the container ends.
+        extent: Extent,
+    },
+    /// Grows an image that nobody has open (one descriptor).
+    ImageResize {
+        /// New size in bytes; at least the present one.
+        virtual_bytes: u64,
+        /// How the container ends.
+        extent: Extent,
+    },
+    /// Sets or clears the hidden flag of an image that nobody writes (one descriptor).
+    ImageHide {
+        /// The flag's new value.
+        hidden: bool,
+        /// How the container ends.
+        extent: Extent,
+    },
+}
+
+/// What comes back when a request worked. Requests not named here answer [`Reply::Done`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "reply", rename_all = "kebab-case")]
+pub enum Reply {
+    /// To `Hello`.
+    Hello {
+        /// [`PROTOCOL`].
+        protocol: String,
+        /// The process id.
+        pid: u32,
+        /// Version of the binary.
+        version: String,
+    },
+    /// It is done.
+    Done,
+    /// To `Open`, `Snapshot`, `Resize`.
+    Disk(DiskState),
+    /// To `List`.
+    Disks {
+        /// In order of their names.
+        disks: Vec<DiskState>,
+    },
+    /// To `ImageCreate`, `ImageQuery`, `ImageResize`.
+    Image(ImageInfo),
+}
+
+/// One open disk.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct DiskState {
+    /// The datapath's name.
+    pub disk: DpId,
+    /// Uuids of the layers, leaf first; nil for a raw layer.
+    pub layers: Vec<Uuid>,
+    /// Size a guest sees.
+    pub virtual_bytes: u64,
+    /// Whether the leaf takes writes.
+    pub access: Access,
+    /// The export name while it is served.
+    pub serving: Option<String>,
+    /// Set once a flush failed: every later write and flush fails, nothing retries and acks.
+    pub poisoned: Option<String>,
+    /// Counts since it was opened.
+    pub stats: DiskStats,
+}
+
+/// Counts since a disk was opened; never reset, so that readers take differences.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskStats {
+    /// Read requests finished.
+    pub reads: u64,
+    /// Bytes read by clients.
+    pub read_bytes: u64,
+    /// Write, write-zeroes and trim requests finished.
+    pub writes: u64,
+    /// Bytes written by clients.
+    pub write_bytes: u64,
+    /// Flushes finished.
+    pub flushes: u64,
+    /// Requests that ended with an error.
+    pub errors: u64,
+    /// Requests in flight now.
+    pub in_flight: u32,
+}
+
+/// Why a request did not work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// The message is malformed, out of order or of another protocol version.
+    Protocol,
+    /// No such disk.
+    NotFound,
+    /// The disk is open with another chain, or the process still has disks.
+    Busy,
+    /// The image is not a valid VHD; the text says which field and what it held.
+    Corrupt,
+    /// The chain does not fit together: wrong parent uuid, a loop, too deep.
+    Chain,
+    /// The image is valid but this cannot be done with it (size, version, type).
+    Unsupported,
+    /// No space left.
+    NoSpace,
+    /// The storage answered with an error.
+    Io,
+    /// The process is gone or did not answer in time. Made by the client only.
+    Gone,
+}
+
+/// A failed request.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("data path: {message}")]
+pub struct Error {
+    /// What callers branch on.
+    pub kind: ErrorKind,
+    /// The thing and the number.
+    pub message: String,
+}
+
+/// A request as it travels.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RequestFrame {
+    /// Chosen by the client, returned with the reply.
+    pub id: u64,
+    /// The client call this belongs to, for the log.
+    pub request_id: RequestId,
+    /// What is asked.
+    #[serde(flatten)]
+    pub request: Request,
+}
+
+/// A reply as it travels.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ReplyFrame {
+    /// The request's id.
+    pub id: u64,
+    /// What came of it.
+    #[serde(flatten)]
+    pub result: Outcome,
+}
+
+/// Result in a form that reads well on the wire.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Outcome {
+    /// It worked.
+    Ok(Reply),
+    /// It did not.
+    Error(Error),
+}

@@ -1,0 +1,1 @@
+//! Data sources sampled on a fixed step, handed to monitor plugins.

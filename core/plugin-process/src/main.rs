@@ -1,0 +1,2 @@
+//! xylem-plugin entry point.
+fn main() {}

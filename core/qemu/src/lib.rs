@@ -1,0 +1,1 @@
+//! Hypervisor back end: QEMU driven over QMP.

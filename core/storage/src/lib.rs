@@ -1,0 +1,1 @@
+//! SMAPIv2: SR life cycle, datapath automaton, VHD trees over containers, journal.

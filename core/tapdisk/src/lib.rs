@@ -1,0 +1,1 @@
+//! The data path: chain map, request engine, NBD front end; the binary xylem-tapdisk.

@@ -1,0 +1,2 @@
+//! xylem-tapdisk entry point.
+fn main() {}

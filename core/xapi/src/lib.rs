@@ -1,0 +1,1 @@
+//! XenAPI: model table, wire codecs, sessions, roles, tasks, events, transfers, the CLI server.

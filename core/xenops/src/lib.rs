@@ -1,0 +1,1 @@
+//! Domain life cycle as plans of atoms with undo.

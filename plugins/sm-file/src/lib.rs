@@ -1,0 +1,1 @@
+//! Storage manager: disks as files in a directory.

@@ -1,0 +1,1 @@
+//! Alert: a VM writes faster than a limit.

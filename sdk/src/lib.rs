@@ -1,0 +1,1 @@
+//! Write a Xylem plugin: one trait, one macro, two targets.

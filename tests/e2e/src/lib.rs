@@ -1,0 +1,1 @@
+//! Whole-host tests: real daemon, plugins, data paths, clients.

@@ -1,0 +1,1 @@
+//! An independent checker of VHD files, written without vhd-rs.

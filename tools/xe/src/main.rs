@@ -1,0 +1,2 @@
+//! xe: placeholder until the client lands.
+fn main() {}
