@@ -8,7 +8,24 @@
 //! request   {"id": n, "request_id": "R:...", "op": "...", ...}   descriptors ride on its first byte
 //! reply     {"id": n, "ok": ...} or {"id": n, "error": {kind, message}}
 //! ```
+//!
+//! * [`Supervisor`] starts data-path processes and finds those that run already. A process outlives
+//!   the daemon: it holds the listening control socket itself, so the next daemon connects to it.
+//! * [`Client`] is one connection to one process. Every call has a deadline, and a process that
+//!   dies turns every call into [`ErrorKind::Gone`].
+//! * [`nbd`] is a client for what a process serves, for exports, imports and copies.
+//! * [`codec`] is the framing that both ends use.
 
 #![forbid(unsafe_code)]
 
+mod client;
+pub mod codec;
+pub mod nbd;
 pub mod protocol;
+mod supervisor;
+
+pub use client::{CALL_DEADLINE, Client, HELLO_DEADLINE, NewImage};
+pub use protocol::{
+    Access, DiskState, Error, ErrorKind, Extent, Format, ImageInfo, Reply, Request,
+};
+pub use supervisor::{Supervisor, SupervisorConfig, listen};

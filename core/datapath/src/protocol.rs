@@ -99,7 +99,8 @@ pub enum Request {
         access: Access,
     },
     /// Serves an open disk over NBD on a listening unix socket (one descriptor). Idempotent: a
-    /// disk that is served already goes on on its old listener.
+    /// disk that is served already takes the new listener in place of the old one, and clients
+    /// that are connected stay connected.
     Serve {
         /// The datapath's name.
         disk: DpId,
@@ -178,6 +179,29 @@ pub enum Request {
         /// How the container ends.
         extent: Extent,
     },
+}
+
+impl Request {
+    /// The op as it travels, for messages and logs.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Hello { .. } => "hello",
+            Self::Open { .. } => "open",
+            Self::Serve { .. } => "serve",
+            Self::Unserve { .. } => "unserve",
+            Self::Close { .. } => "close",
+            Self::Snapshot { .. } => "snapshot",
+            Self::Freeze { .. } => "freeze",
+            Self::Thaw { .. } => "thaw",
+            Self::Resize { .. } => "resize",
+            Self::List => "list",
+            Self::Exit => "exit",
+            Self::ImageCreate { .. } => "image-create",
+            Self::ImageQuery { .. } => "image-query",
+            Self::ImageResize { .. } => "image-resize",
+            Self::ImageHide { .. } => "image-hide",
+        }
+    }
 }
 
 /// What comes back when a request worked. Requests not named here answer [`Reply::Done`].
@@ -277,6 +301,20 @@ pub struct Error {
     pub kind: ErrorKind,
     /// The thing and the number.
     pub message: String,
+}
+
+impl Error {
+    /// Makes an error.
+    pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
+        Self {
+            kind,
+            message: message.into(),
+        }
+    }
+
+    pub(crate) fn gone(message: impl Into<String>) -> Self {
+        Self::new(ErrorKind::Gone, message)
+    }
 }
 
 /// A request as it travels.
