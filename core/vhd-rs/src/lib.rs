@@ -1,1 +1,95 @@
-//! The VHD disk format: footers, headers, BAT, bitmaps, batmap, locators, chains. No payload I/O.
+//! The VHD disk format: footers, headers, block tables, bitmaps, batmaps, locators, chains.
+//!
+//! The crate reads and plans *metadata*. It never touches payload: it says where a block's data
+//! lies and which metadata writes, in which order, make a change safe; the caller does the I/O
+//! with whatever it has (threads, io_uring, a simulator). It follows the habits of XenServer's
+//! tools to the byte (batmap, 4 KiB alignment, relative locators) and reads what qemu and
+//! Microsoft's tools write.
+//!
+//! # Layout of a file
+//!
+//! ```text
+//!  0          512       1536                                                        end
+//!  +----------+---------+-----+------------+--------+----------+-----+--//--+---------+
+//!  | copy of  | sparse  | BAT | batmap     | batmap | parent   | gap | blocks| footer |
+//!  | footer   | header  |     | header 512 |        | locators |     |       | 512    |
+//!  +----------+---------+-----+------------+--------+----------+-----+--//--+---------+
+//!
+//!  a block:  | gap to 4096 | bitmap 512 | data 2 MiB |      BAT entry = sector of the bitmap
+//!            |  7 sectors  |  1 sector  |            |      bit set   = sector is in this file
+//! ```
+//!
+//! A *fixed* disk is its data and one footer after it. In a *dynamic* disk what is not present is
+//! zero; in a *differencing* disk it is the parent's. On a block device the footer is in the last
+//! sector ([`Extent::Reserved`]).
+//!
+//! # Reading a table
+//!
+//! ```no_run
+//! use vhd_rs::{Block, Image, OpenOptions};
+//!
+//! let file = std::fs::File::open("disk.vhd")?;
+//! let image = Image::open(&file, OpenOptions::default())?;
+//! println!("{} bytes, {:?}", image.virtual_bytes(), image.disk_type());
+//! for n in 0..image.blocks() {
+//!     if let Block::Allocated { data_offset, full, .. } = image.block(n) {
+//!         println!("block {n} at byte {data_offset}, complete: {full}");
+//!     }
+//! }
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! # Making and changing images
+//!
+//! [`NewImage::plan`] and the `*_plan` methods of [`Image`] return a [`Plan`]: writes, size
+//! changes and flushes in order. [`Plan::apply`] performs one on a file; a data path performs it
+//! by its own means. See [`Image`] for who must order what while a disk is being written.
+//!
+//! # Errors and hostile input
+//!
+//! Every refusal is an [`Error`] with an [`ErrorKind`] to branch on and the field, the value and
+//! the rule to show. Opening takes memory in proportion to the used part of the block table, which
+//! must lie inside the file, and time O(n log n) in its entries; no bytes make it panic.
+//!
+//! # What the crate does not do
+//!
+//! Payload I/O, following a locator to a file (paths are text of unknown origin), resizes that
+//! move blocks (journals), encryption, blocks of other sizes than 2 MiB except for reading.
+
+#![forbid(unsafe_code)]
+
+mod bat;
+mod batmap;
+pub mod bitmap;
+mod chain;
+mod create;
+mod error;
+mod footer;
+mod geometry;
+mod header;
+mod image;
+mod locator;
+mod plan;
+mod read;
+mod wire;
+
+pub use bat::Bat;
+pub use batmap::{BATMAP_HEADER_BYTES, Batmap, BatmapHeader};
+pub use chain::{CHAIN_DEPTH_MAX, Layer, check_chain, check_link};
+pub use create::{Content, NewImage, ParentLink};
+pub use error::{Error, ErrorKind};
+pub use footer::{Creator, DiskType, FOOTER_BYTES, Footer, Timestamp};
+pub use geometry::Geometry;
+pub use header::{HEADER_BYTES, Header, LOCATORS};
+pub use image::{Access, Allocation, Block, Extent, Image, OpenOptions, SectorWrite};
+pub use locator::{LOCATOR_BYTES_MAX, Locator, LocatorCode, LocatorEntry};
+pub use plan::{Plan, Step, WriteAt};
+pub use read::ReadAt;
+pub use wire::{SECTOR_BYTES, checksum};
+
+/// Bytes in a block of every image this crate creates or writes to.
+pub const BLOCK_BYTES: u32 = 2 << 20;
+
+/// Largest virtual size of a sparse image that is opened or made: 16 TiB. It bounds the memory an
+/// open takes (32 MiB of table). A file holds at most 2 TiB of it, as sector numbers have 32 bits.
+pub const VIRTUAL_BYTES_MAX: u64 = 16 << 40;

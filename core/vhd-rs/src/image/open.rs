@@ -1,0 +1,428 @@
+//! Opening: reading each piece of metadata and judging it against the others.
+
+use super::regions::{Owner, Region, sort_disjoint};
+use super::{Access, Extent, Image, OpenOptions, Sparse, aligned_entry, last_sector};
+use crate::batmap::{reserved_sectors, used_bytes};
+use crate::footer::FOOTER_BYTES;
+use crate::header::HEADER_BYTES;
+use crate::wire::SECTOR_BYTES;
+use crate::{
+    BATMAP_HEADER_BYTES, BLOCK_BYTES, Bat, Batmap, BatmapHeader, DiskType, Error, ErrorKind,
+    Footer, Header, Locator, LocatorCode, ReadAt, VIRTUAL_BYTES_MAX,
+};
+
+/// Entries of the largest table: those of the largest size in blocks of 2 MiB.
+const TABLE_ENTRIES_MAX: u64 = VIRTUAL_BYTES_MAX / BLOCK_BYTES as u64;
+
+/// Unused bytes before the bitmap that make it safe to call a block full.
+const GAP_BYTES: u64 = 7 * SECTOR_BYTES;
+
+pub(super) fn open(medium: &impl ReadAt, options: OpenOptions) -> Result<Image, Error> {
+    let size = medium
+        .size_bytes()
+        .map_err(|e| Error::io("container size", 0, e))?;
+    let found = Footers::read(medium, size, options.extent)?;
+    let mut image = Image {
+        options,
+        container_bytes: size,
+        footer_found_at: found.at_end,
+        clean: found.clean,
+        footer: found.footer,
+        sparse: None,
+    };
+    match image.footer.header_offset {
+        None => check_fixed(&image, size)?,
+        Some(offset) => {
+            let reader = SparseReader {
+                medium,
+                size,
+                image: &image,
+            };
+            image.sparse = Some(reader.read(offset)?);
+        }
+    }
+    Ok(image)
+}
+
+fn check_fixed(image: &Image, size: u64) -> Result<(), Error> {
+    let footer_at = image.footer_found_at.unwrap_or(size);
+    if image.footer.virtual_bytes <= footer_at {
+        return Ok(());
+    }
+    let rule = format!("must fit before the footer at byte {footer_at}");
+    Err(Error::corrupt(
+        "footer.curr_size",
+        image.footer.virtual_bytes,
+        rule,
+    ))
+}
+
+/// The footer that counts and what it was weighed against.
+struct Footers {
+    footer: Footer,
+    at_end: Option<u64>,
+    clean: bool,
+}
+
+impl Footers {
+    fn read(medium: &impl ReadAt, size: u64, extent: Extent) -> Result<Self, Error> {
+        let (end, end_offset) = read_end(medium, size, extent)?;
+        let primary = match end {
+            Ok(footer) if footer.disk_type == DiskType::Fixed => {
+                return Ok(Self {
+                    footer,
+                    at_end: Some(end_offset),
+                    clean: true,
+                });
+            }
+            Err(e) if matches!(e.kind(), ErrorKind::Poisoned | ErrorKind::Unsupported) => {
+                return Err(e);
+            }
+            other => other,
+        };
+        let copy = read_copy(medium, size)?;
+        match (primary, copy) {
+            (_, Err(e)) if e.kind() == ErrorKind::Poisoned => Err(e),
+            (Ok(mut footer), Ok(copy)) if footer.same_image(&copy) => {
+                let clean = footer.to_bytes() == copy.to_bytes();
+                if footer.hidden_lives_in_copy() {
+                    footer.hidden = copy.hidden;
+                }
+                Ok(Self {
+                    footer,
+                    at_end: Some(end_offset),
+                    clean,
+                })
+            }
+            (Ok(footer), Err(_)) => Ok(Self {
+                footer,
+                at_end: Some(end_offset),
+                clean: false,
+            }),
+            // The last sector of an unclosed file may be payload that looks like a footer, while
+            // offset 0 of a sparse image never is.
+            (_, Ok(copy)) => Ok(Self {
+                footer: copy,
+                at_end: None,
+                clean: false,
+            }),
+            (Err(primary), Err(copy)) => Err(if primary.kind() == ErrorKind::NotVhd {
+                copy
+            } else {
+                primary
+            }),
+        }
+    }
+}
+
+/// The footer at the end, also in its 511-byte form of old Virtual PC versions, and its offset.
+fn read_end(
+    medium: &impl ReadAt,
+    size: u64,
+    extent: Extent,
+) -> Result<(Result<Footer, Error>, u64), Error> {
+    let offset = match extent {
+        Extent::Grows => size.saturating_sub(SECTOR_BYTES),
+        Extent::Reserved => last_sector(size),
+    };
+    if size < SECTOR_BYTES {
+        return Ok((read_copy(medium, size)?, 0));
+    }
+    let mut sector = [0; FOOTER_BYTES];
+    read(medium, "footer", offset, &mut sector)?;
+    let footer = Footer::parse(&sector);
+    if footer.is_ok() || extent == Extent::Reserved || size % SECTOR_BYTES != 511 {
+        return Ok((footer, offset));
+    }
+    sector.copy_within(1.., 0);
+    sector[FOOTER_BYTES - 1] = 0;
+    Ok((Footer::parse(&sector).or(footer), offset + 1))
+}
+
+/// The copy at offset 0; it counts only if it is of a sparse disk, as a fixed one has payload there.
+fn read_copy(medium: &impl ReadAt, size: u64) -> Result<Result<Footer, Error>, Error> {
+    let rule = "a VHD has a footer of 512 bytes";
+    if size < SECTOR_BYTES {
+        return Ok(Err(Error::new(
+            ErrorKind::NotVhd,
+            "container size",
+            size,
+            rule,
+        )));
+    }
+    let mut sector = [0; FOOTER_BYTES];
+    read(medium, "footer copy", 0, &mut sector)?;
+    Ok(
+        Footer::parse(&sector).and_then(|copy| match copy.disk_type {
+            DiskType::Fixed => {
+                let rule = "a fixed disk has its footer at the end only";
+                Err(Error::new(
+                    ErrorKind::NotVhd,
+                    "footer copy.type",
+                    "2 (fixed)",
+                    rule,
+                ))
+            }
+            DiskType::Dynamic | DiskType::Differencing => Ok(copy),
+        }),
+    )
+}
+
+fn read(
+    medium: &impl ReadAt,
+    region: &'static str,
+    offset: u64,
+    buffer: &mut [u8],
+) -> Result<(), Error> {
+    medium
+        .read_exact_at(offset, buffer)
+        .map_err(|e| Error::io(region, offset, e))
+}
+
+/// Reads what follows the footers of a sparse image.
+struct SparseReader<'a, M> {
+    medium: &'a M,
+    size: u64,
+    image: &'a Image,
+}
+
+impl<M: ReadAt> SparseReader<'_, M> {
+    fn read(&self, header_offset: u64) -> Result<Sparse, Error> {
+        let mut regions = vec![
+            Region::new(Owner::FooterCopy, 0, SECTOR_BYTES, self.size)?,
+            Region::new(Owner::Header, header_offset, HEADER_BYTES as u64, self.size)?,
+        ];
+        let header = self.read_header(header_offset)?;
+        let table = (header.table_offset, header.table_bytes());
+        regions.push(Region::new(Owner::Table, table.0, table.1, self.size)?);
+        let bat = self.read_table(&header)?;
+        let (batmap, batmap_problem) = self.read_batmap(&header)?;
+        if let Some(batmap) = &batmap {
+            let (start, end) = batmap.map_region();
+            let (at, len) = (batmap.header_offset(), BATMAP_HEADER_BYTES as u64);
+            regions.push(Region::new(Owner::BatmapHeader, at, len, self.size)?);
+            regions.push(Region::new(Owner::Batmap, start, end - start, self.size)?);
+        }
+        let locators = self.read_locators(&header, &mut regions)?;
+        self.check_parent(&header, &locators)?;
+        let headers_end = regions.iter().map(|region| region.end).max().unwrap_or(0);
+        let mut sparse = Sparse {
+            first_entry: aligned_entry(headers_end.div_ceil(SECTOR_BYTES)),
+            headers_end: headers_end.max(batmap.as_ref().map_or(0, |b| reserved_end(b, &header))),
+            next_free: 0,
+            header,
+            bat,
+            batmap,
+            batmap_problem,
+            locators,
+        };
+        self.place_blocks(&mut sparse, regions)?;
+        Ok(sparse)
+    }
+
+    fn read_header(&self, offset: u64) -> Result<Header, Error> {
+        let mut bytes = [0; HEADER_BYTES];
+        read(self.medium, "header", offset, &mut bytes)?;
+        let header = Header::parse(&bytes)?;
+        let writing = self.image.options.access == Access::ReadWrite;
+        if writing && header.block_bytes != BLOCK_BYTES {
+            let rule = format!("images are written only with blocks of {BLOCK_BYTES} bytes");
+            let field = "header.block_size";
+            return Err(Error::new(
+                ErrorKind::Unsupported,
+                field,
+                header.block_bytes,
+                rule,
+            ));
+        }
+        Ok(header)
+    }
+
+    fn read_table(&self, header: &Header) -> Result<Bat, Error> {
+        let used = self
+            .image
+            .footer
+            .virtual_bytes
+            .div_ceil(u64::from(header.block_bytes));
+        if used > u64::from(header.max_table_entries) {
+            let rule = format!("must be at least {used} for the disk's size");
+            return Err(Error::corrupt(
+                "header.max_bat_size",
+                header.max_table_entries,
+                rule,
+            ));
+        }
+        if used > TABLE_ENTRIES_MAX {
+            let rule = format!("tables are handled up to {TABLE_ENTRIES_MAX} blocks");
+            return Err(Error::new(ErrorKind::Unsupported, "blocks", used, rule));
+        }
+        let mut bytes = vec![0; used as usize * 4];
+        read(self.medium, "bat", header.table_offset, &mut bytes)?;
+        Ok(Bat::from_disk(&bytes, header.max_table_entries))
+    }
+
+    /// The batmap, if there is one to be believed, and why not.
+    fn read_batmap(&self, header: &Header) -> Result<(Option<Batmap>, Option<Error>), Error> {
+        let creator = &self.image.footer.creator;
+        if !creator.is_tap() || header.block_bytes != BLOCK_BYTES {
+            return Ok((None, None));
+        }
+        let must_have = creator.version > 0x0001_0001;
+        match self.read_batmap_strictly(header) {
+            Ok((batmap, problem)) => Ok((Some(batmap), problem)),
+            Err(e) if matches!(e.kind(), ErrorKind::Io | ErrorKind::Unsupported) => Err(e),
+            Err(e) if must_have && self.image.options.access == Access::ReadWrite => Err(e),
+            Err(e) => Ok((None, must_have.then_some(e))),
+        }
+    }
+
+    fn read_batmap_strictly(&self, header: &Header) -> Result<(Batmap, Option<Error>), Error> {
+        let offset = header.table_offset.saturating_add(header.table_bytes());
+        Region::new(
+            Owner::BatmapHeader,
+            offset,
+            BATMAP_HEADER_BYTES as u64,
+            self.size,
+        )?;
+        let mut sector = [0; BATMAP_HEADER_BYTES];
+        read(self.medium, "batmap header", offset, &mut sector)?;
+        let batmap = BatmapHeader::parse(&sector)?;
+        let used = used_bytes(self.image.footer.virtual_bytes);
+        if u64::from(batmap.map_sectors) * SECTOR_BYTES < used {
+            let rule = format!(
+                "must be at least {} for the disk's size",
+                used / SECTOR_BYTES
+            );
+            return Err(Error::corrupt(
+                "batmap.batmap_size",
+                batmap.map_sectors,
+                rule,
+            ));
+        }
+        Region::new(Owner::Batmap, batmap.map_offset, used, self.size)?;
+        let mut map = vec![0; used as usize];
+        read(self.medium, "batmap", batmap.map_offset, &mut map)?;
+        Ok(Batmap::from_disk(offset, batmap, map))
+    }
+
+    fn read_locators(
+        &self,
+        header: &Header,
+        regions: &mut Vec<Region>,
+    ) -> Result<Vec<Locator>, Error> {
+        let mut locators = Vec::new();
+        for (index, &entry) in header.locators.iter().enumerate() {
+            if entry.code == LocatorCode::None {
+                continue;
+            }
+            let (offset, space) = (entry.data_offset, entry.space_bytes());
+            regions.push(Region::new(
+                Owner::Locator(index),
+                offset,
+                space,
+                self.size,
+            )?);
+            if entry.code.is_decoded() {
+                let mut data = vec![0; entry.data_len as usize];
+                read(self.medium, "locator", offset, &mut data)?;
+                locators.push(Locator { index, entry, data });
+            }
+        }
+        Ok(locators)
+    }
+
+    fn check_parent(&self, header: &Header, locators: &[Locator]) -> Result<(), Error> {
+        let differencing = self.image.footer.disk_type == DiskType::Differencing;
+        if differencing && locators.is_empty() && header.parent_name.is_empty() {
+            let rule = "a differencing image names its parent";
+            return Err(Error::corrupt("header.parent_name", "empty", rule));
+        }
+        Ok(())
+    }
+
+    /// Checks every block's place, finds the end of data and the blocks that may not be full.
+    fn place_blocks(&self, sparse: &mut Sparse, mut regions: Vec<Region>) -> Result<(), Error> {
+        let bitmap_bytes = u64::from(sparse.header.bitmap_sectors()) * SECTOR_BYTES;
+        let block_bytes = u64::from(sparse.header.block_bytes);
+        let allocated = sparse.bat.allocated().count() as u64;
+        let room = self.size / block_bytes + 1;
+        if allocated > room {
+            let rule = format!(
+                "{room} blocks at most fit a container of {} bytes",
+                self.size
+            );
+            return Err(Error::corrupt(
+                "bat",
+                format_args!("{allocated} blocks"),
+                rule,
+            ));
+        }
+        regions.reserve(allocated as usize);
+        let (limit, may_end_short) = self.block_limit();
+        for (block, entry) in sparse.bat.allocated() {
+            let start = u64::from(entry) * SECTOR_BYTES;
+            let full = sparse
+                .batmap
+                .as_ref()
+                .is_some_and(|batmap| batmap.get(block));
+            let whole = bitmap_bytes + block_bytes;
+            let must_fit = if may_end_short && !full {
+                bitmap_bytes
+            } else {
+                whole
+            };
+            Region::new(Owner::Block(block), start, must_fit, limit)?;
+            regions.push(Region {
+                start,
+                end: start + whole,
+                owner: Owner::Block(block),
+            });
+        }
+        sort_disjoint(&mut regions)?;
+        let end = regions.last().map_or(0, |region| region.end);
+        sparse.next_free = end.max(sparse.headers_end).next_multiple_of(SECTOR_BYTES);
+        let first = sparse.first_entry * SECTOR_BYTES;
+        if let Some(batmap) = &mut sparse.batmap {
+            batmap.bar(blocks_without_gap(&regions, first));
+        }
+        Ok(())
+    }
+
+    /// First byte that blocks may not reach, and whether the last one's data may pass it.
+    fn block_limit(&self) -> (u64, bool) {
+        match (self.image.options.extent, self.image.footer_found_at) {
+            (Extent::Reserved, _) => (last_sector(self.size), false),
+            (Extent::Grows, Some(footer_at)) => (footer_at, false),
+            (Extent::Grows, None) => (self.size, true),
+        }
+    }
+}
+
+/// End of the sectors kept for the batmap, used or not, as far as the table can ever need them.
+fn reserved_end(batmap: &Batmap, header: &Header) -> u64 {
+    let needed = reserved_sectors(header.max_table_entries);
+    let sectors = batmap.header().map_sectors.min(needed);
+    batmap
+        .header()
+        .map_offset
+        .saturating_add(u64::from(sectors) * SECTOR_BYTES)
+}
+
+/// Blocks, sorted, with less than seven unused sectors before their bitmaps. The first block of a
+/// file as XenServer's tools place it is exempt: they know that its gap is metadata.
+fn blocks_without_gap(regions: &[Region], first_start: u64) -> Vec<u32> {
+    let cramped = regions.windows(2).filter_map(|pair| match pair {
+        [
+            before,
+            Region {
+                start,
+                owner: Owner::Block(block),
+                ..
+            },
+        ] if *start != first_start && start - before.end < GAP_BYTES => Some(*block),
+        _ => None,
+    });
+    let mut blocks: Vec<u32> = cramped.collect();
+    blocks.sort_unstable();
+    blocks
+}
