@@ -17,6 +17,7 @@ use crate::state::State;
 use crate::store::{Store, Write};
 use crate::transaction::Tx;
 use parking_lot::{Condvar, Mutex, RwLock};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -67,6 +68,10 @@ impl Database {
     pub fn open(path: impl AsRef<Path>, schema: Schema) -> Result<Self, Error> {
         let classes = Arc::new(Classes::compile(schema)?);
         let (store, state) = Store::open(path.as_ref(), classes)?;
+        Self::start(store, state)
+    }
+
+    fn start(store: Store, state: State) -> Result<Self, Error> {
         let state = Arc::new(state);
         let shared = Arc::new(Shared {
             queue: Mutex::new(Queue {
@@ -83,7 +88,12 @@ impl Database {
             .name("database-writer".to_owned())
             .spawn({
                 let shared = shared.clone();
-                move || shared.write_all(store)
+                move || {
+                    let ended = catch_unwind(AssertUnwindSafe(|| shared.write_all(store)));
+                    if ended.is_err() {
+                        shared.fail(&writer_gone(), Vec::new());
+                    }
+                }
             })
             .map_err(|e| Error::because(ErrorKind::Io, "cannot start the database writer", e))?;
         Ok(Self {
@@ -159,7 +169,7 @@ impl Drop for Handle {
         self.shared.queue.lock().closing = true;
         self.shared.wake.notify_all();
         if let Some(writer) = self.writer.take() {
-            // A panic there has been reported by the thread itself.
+            // A panic there has been reported and answered by the thread itself.
             _ = writer.join();
         }
     }
@@ -237,6 +247,89 @@ impl Shared {
         };
         for pending in batch.into_iter().chain(later) {
             (pending.done)(Err(Error::new(ErrorKind::Io, why.clone())));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{ClassSchema, FieldSchema, Ref, Type, Value};
+    use redb::StorageBackend;
+    use redb::backends::InMemoryBackend;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    /// A disk whose next sync fails, by an error or by a panic, and which then works again: the
+    /// worst kind, for whoever retries believes that everything is well.
+    #[derive(Debug, Default)]
+    struct Fault {
+        fail: AtomicBool,
+        panic: AtomicBool,
+    }
+
+    #[derive(Debug)]
+    struct FaultyDisk(InMemoryBackend, Arc<Fault>);
+
+    impl StorageBackend for FaultyDisk {
+        fn len(&self) -> std::io::Result<u64> {
+            self.0.len()
+        }
+        fn read(&self, offset: u64, out: &mut [u8]) -> std::io::Result<()> {
+            self.0.read(offset, out)
+        }
+        fn set_len(&self, len: u64) -> std::io::Result<()> {
+            self.0.set_len(len)
+        }
+        fn sync_data(&self) -> std::io::Result<()> {
+            assert!(
+                !self.1.panic.swap(false, Ordering::SeqCst),
+                "the disk panics"
+            );
+            if self.1.fail.swap(false, Ordering::SeqCst) {
+                return Err(std::io::Error::other("the disk is gone"));
+            }
+            self.0.sync_data()
+        }
+        fn write(&self, offset: u64, data: &[u8]) -> std::io::Result<()> {
+            self.0.write(offset, data)
+        }
+    }
+
+    fn on_faulty_disk() -> (Database, Arc<Fault>) {
+        let fault = Arc::new(Fault::default());
+        let disk = FaultyDisk(InMemoryBackend::new(), fault.clone());
+        let database = redb::Builder::new().create_with_backend(disk).unwrap();
+        let fields = vec![FieldSchema::stored("name_label", Type::String)];
+        let schema = Schema {
+            version: 1,
+            classes: vec![ClassSchema {
+                name: "VM".into(),
+                fields,
+            }],
+        };
+        let classes = Arc::new(Classes::compile(schema).unwrap());
+        let (store, state) = Store::load(database, Path::new("memory"), classes).unwrap();
+        (Database::start(store, state).unwrap(), fault)
+    }
+
+    #[test]
+    fn after_a_failed_sync_nothing_is_acknowledged_or_shown_any_more() {
+        for panics in [false, true] {
+            let (db, fault) = on_faulty_disk();
+            let make = |name: &str| {
+                let fields = [("name_label", Value::from(name))];
+                db.transact(|tx| tx.create("VM", Ref::random(), fields))
+            };
+            make("kept").unwrap();
+            let before = db.snapshot().revision();
+            if panics { &fault.panic } else { &fault.fail }.store(true, Ordering::SeqCst);
+            for name in ["lost", "later"] {
+                assert_eq!(make(name).unwrap_err().kind(), ErrorKind::Io, "{name}");
+            }
+            assert_eq!(
+                (db.snapshot().revision(), db.snapshot().count("VM")),
+                (before, 1)
+            );
         }
     }
 }

@@ -302,14 +302,7 @@ impl State {
             return;
         };
         row.modified = revision;
-        if let Some(Value::Set(items)) = row.values.get_mut(mirror.1) {
-            let place = items.binary_search_by(|item| item.as_ref().cmp(&Some(from)));
-            match (place, present) {
-                (Err(place), true) => items.insert(place, Value::from(from)),
-                (Ok(place), false) => _ = items.remove(place),
-                _ => {}
-            }
-        }
+        row.show(mirror.1, from, present);
     }
 }
 

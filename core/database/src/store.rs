@@ -55,7 +55,14 @@ pub(crate) struct Store {
 impl Store {
     /// Opens or makes the file and reads all of it.
     pub(crate) fn open(path: &Path, classes: Arc<Classes>) -> Result<(Self, State), Error> {
-        let database = open_checked(path)?;
+        Self::load(open_checked(path)?, path, classes)
+    }
+
+    pub(crate) fn load(
+        database: redb::Database,
+        path: &Path,
+        classes: Arc<Classes>,
+    ) -> Result<(Self, State), Error> {
         let meta = read_meta(&database, path)?;
         let fresh = meta.is_empty();
         let known = |name: &str| meta.get(name).copied();
@@ -373,14 +380,12 @@ fn restore(
             _ => initial(),
         });
     }
-    let (created, modified) = (stored.created, stored.modified);
-    Ok(Row {
-        class: class.clone(),
+    Ok(Row::new(
+        class.clone(),
         reference,
         values,
-        created,
-        modified,
-    })
+        (stored.created, stored.modified),
+    ))
 }
 
 fn damaged(path: &Path, how: &str) -> Error {

@@ -72,13 +72,7 @@ impl Tx {
         }
         let revision = self.state.revision;
         let id = class.id;
-        let row = Row {
-            class,
-            reference: reference.clone(),
-            values,
-            created: revision,
-            modified: revision,
-        };
+        let row = Row::new(class, reference.clone(), values, (revision, revision));
         self.state.insert(row)?;
         self.note(id, &reference, true);
         Ok(())
