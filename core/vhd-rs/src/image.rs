@@ -7,6 +7,7 @@ use uuid::Uuid;
 
 mod allocate;
 mod edit;
+mod footers;
 mod open;
 mod regions;
 
