@@ -13,13 +13,13 @@ pub struct MetricRow {
     pub uuid: String,
     /// The data source, e.g. `vbd_xvda_write`; the names are those of xcp-rrdd.
     pub name: String,
-    /// In SI units (bytes per second, seconds, a fraction of one).
+    /// In SI units (bytes per second, seconds, a fraction of one); finite.
     pub value: f64,
 }
 
 /// What a monitor is told.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "kind", rename_all = "kebab-case")]
+#[serde(rename_all = "kebab-case")]
 pub enum Event {
     /// A step of the metrics stream.
     Metrics {

@@ -19,7 +19,7 @@ pub struct SrHandle(pub String);
 /// Who the plugin is and what its configuration keys mean (SMAPIv2 `Query.query`).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PluginInfo {
-    /// The SR type, e.g. `file`; lower case.
+    /// The SR type, e.g. `file`: 1 to 32 characters of `a-z 0-9 - _`.
     pub driver: String,
     /// For people.
     pub name: String,
@@ -48,6 +48,7 @@ pub struct Powers {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProbeResult {
     /// The configuration completed so far.
+    #[serde(with = "pairs")]
     pub configuration: DeviceConfig,
     /// Whether `sr.create` or `sr.attach` would take it as it is.
     pub complete: bool,
@@ -61,7 +62,7 @@ pub struct ProbeResult {
 pub enum Capacity {
     /// A logical volume: the capacity is taken at once, the end of the container is its capacity.
     Reserved,
-    /// A file: takes what is written.
+    /// A file: starts empty, ends where its content ends, takes what is written.
     Grows,
 }
 
@@ -83,7 +84,7 @@ pub struct SrStat {
 pub struct Container {
     /// Its name in the SR.
     pub id: ContainerId,
-    /// Bytes it may hold.
+    /// Reserved: bytes it holds. Grows: bytes it holds now, or was asked to be able to hold.
     pub capacity_bytes: u64,
     /// Bytes it takes now.
     pub used_bytes: u64,
@@ -91,7 +92,7 @@ pub struct Container {
 
 /// How the core reaches a container's bytes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "kind", content = "path", rename_all = "kebab-case")]
+#[serde(rename_all = "kebab-case")]
 pub enum Location {
     /// A regular file below a root that the administrator granted.
     File(PathBuf),
@@ -138,7 +139,8 @@ pub trait StoragePlugin: Send + Sync {
     /// Lists every container of the SR.
     async fn container_list(&self, sr: &SrHandle) -> Result<Vec<Container>, PluginError>;
 
-    /// Creates a container that reads as zeros. Same id and capacity again: the same container.
+    /// Creates a container that reads as zeros (reserved) or is empty (grows). One that is there
+    /// and still empty, or has this capacity: the same container.
     async fn container_create(
         &self,
         sr: &SrHandle,
@@ -157,7 +159,8 @@ pub trait StoragePlugin: Send + Sync {
         to: &ContainerId,
     ) -> Result<(), PluginError>;
 
-    /// Grows a container to at least `capacity_bytes`; never shrinks. New bytes read as zeros.
+    /// Makes a container able to hold at least `capacity_bytes`; never shrinks. New bytes read as
+    /// zeros; a container that grows by itself is left as it is.
     async fn container_grow(
         &self,
         sr: &SrHandle,
@@ -171,4 +174,26 @@ pub trait StoragePlugin: Send + Sync {
         sr: &SrHandle,
         id: &ContainerId,
     ) -> Result<Location, PluginError>;
+}
+
+/// A map as the wire has it: pairs, each key once.
+pub(crate) mod pairs {
+    use super::DeviceConfig;
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    pub(crate) fn serialize<S: Serializer>(map: &DeviceConfig, to: S) -> Result<S::Ok, S::Error> {
+        map.iter().collect::<Vec<_>>().serialize(to)
+    }
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(
+        from: D,
+    ) -> Result<DeviceConfig, D::Error> {
+        let pairs = Vec::<(String, String)>::deserialize(from)?;
+        let len = pairs.len();
+        let map = DeviceConfig::from_iter(pairs);
+        if map.len() != len {
+            return Err(serde::de::Error::custom("a key is there twice"));
+        }
+        Ok(map)
+    }
 }
