@@ -115,6 +115,11 @@ impl Simulator {
         }
     }
 
+    /// Lists the domains as [`Hypervisor::list`] does, outside the script: for looking on.
+    pub fn domains(&self) -> Vec<Domain> {
+        self.shared.world.lock().list()
+    }
+
     fn end_domain(&self, vm: VmUuid, domid: u32, reason: ShutdownReason) {
         let ended = self.shared.world.lock().end(vm, domid, reason);
         if ended {
