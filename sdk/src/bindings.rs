@@ -3,6 +3,7 @@
     unreachable_pub,
     clippy::allow_attributes_without_reason,
     clippy::undocumented_unsafe_blocks,
+    clippy::unwrap_used,
     reason = "wit-bindgen's style, not ours"
 )]
 

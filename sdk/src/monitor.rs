@@ -1,14 +1,14 @@
 //! Monitors: the trait, its types and `export_plugin!`.
 
+use crate::Result;
 use crate::bindings::monitor_plugin::exports::xylem::plugin as exports;
-use crate::{PluginInfo, Result};
 use std::marker::PhantomData;
 
 pub use crate::bindings::monitor_plugin::exports::xylem::plugin::monitor::{
     Event, MetricRow, MetricsStep, ObjectChange, TimerEvent,
 };
 pub use crate::messages::Message;
-pub use crate::{__export_monitor as export_plugin, plugin_info};
+pub use crate::{__export_monitor as export_plugin, PluginInfo, plugin_info};
 
 /// An alert or another watcher: takes events, answers by host calls.
 pub trait Monitor {
