@@ -1,0 +1,316 @@
+//! The flattened chain: which layer holds which sectors of the disk, whatever its depth.
+//!
+//! For each block one number names the topmost layer below the leaf that has it; if that layer has
+//! all of it, the answer is there. Blocks that are spread over several layers get a run list, made
+//! once from the bitmaps of the layers concerned. The leaf's own bits lie above that, because they
+//! change. Sealed layers never change, so nothing below the leaf ever has to be made anew.
+
+use super::cache::{BITMAP_BYTES, Cache, LeafBlock, Run};
+use super::layer::{BLOCK_SECTORS, Layer, Place};
+use std::ops::Range;
+use vhd_rs::bitmap;
+
+/// No layer below the leaf has this block.
+const NOBODY: u16 = u16::MAX;
+
+/// A run of sectors of one block in one place.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Piece {
+    /// Sectors counted within the block.
+    pub(super) sectors: Range<u32>,
+    /// Layer and first sector in its file; `None` reads as zeros.
+    pub(super) place: Option<(u16, u64)>,
+}
+
+/// A bitmap has to be read before the question can be answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Missing;
+
+/// The layers and what is known of their blocks.
+#[derive(Debug)]
+pub(super) struct Map {
+    /// Base first, leaf last: a snapshot pushes, and no layer's number ever changes.
+    pub(super) layers: Vec<Layer>,
+    below: Vec<u16>,
+    runs: Cache<Box<[Run]>>,
+    pub(super) leaf_blocks: Cache<LeafBlock>,
+}
+
+impl Map {
+    /// Builds the map of a chain, base first; at least one layer.
+    pub(super) fn new(layers: Vec<Layer>) -> Self {
+        let mut map = Self {
+            below: Vec::new(),
+            runs: Cache::new(),
+            leaf_blocks: Cache::new(),
+            layers: Vec::new(),
+        };
+        for layer in layers {
+            map.push(layer);
+        }
+        map
+    }
+
+    /// Puts a new leaf on top. The old one must have nothing that is not on disk.
+    pub(super) fn push(&mut self, leaf: Layer) {
+        let sealed = self.layers.len().checked_sub(1);
+        self.layers.push(leaf);
+        self.fit_size();
+        self.leaf_blocks.clear();
+        self.runs.clear();
+        let Some(index) = sealed else { return };
+        let (Some(layer), Ok(number)) = (self.layers.get(index), u16::try_from(index)) else {
+            return;
+        };
+        for (block, below) in (0u32..).zip(&mut self.below) {
+            // A layer that ends before the block hides whatever lies further down; one that ends
+            // inside it hides the rest, which the run list will say.
+            let inside = layer.sectors_in(block);
+            if inside == 0 {
+                *below = NOBODY;
+            } else if !matches!(layer.place(block), Place::Absent)
+                || (inside < BLOCK_SECTORS && *below != NOBODY)
+            {
+                *below = number;
+            }
+        }
+    }
+
+    /// Takes over the leaf's present size.
+    pub(super) fn fit_size(&mut self) {
+        let blocks = self.leaf().size_sectors.div_ceil(u64::from(BLOCK_SECTORS));
+        self.below
+            .resize(usize::try_from(blocks).unwrap_or(usize::MAX), NOBODY);
+    }
+
+    pub(super) fn leaf(&self) -> &Layer {
+        self.layers.last().expect("a chain has at least one layer")
+    }
+
+    pub(super) fn leaf_mut(&mut self) -> &mut Layer {
+        self.layers
+            .last_mut()
+            .expect("a chain has at least one layer")
+    }
+
+    /// Number of the leaf among the layers.
+    pub(super) fn leaf_number(&self) -> u16 {
+        u16::try_from(self.layers.len().saturating_sub(1)).unwrap_or(NOBODY)
+    }
+
+    /// Whether some layer below the leaf has (part of) the block.
+    pub(super) fn has_below(&self, block: u32) -> bool {
+        self.below
+            .get(block as usize)
+            .is_some_and(|layer| *layer != NOBODY)
+    }
+
+    /// Appends the places of `sectors` to `pieces`, in order.
+    pub(super) fn resolve(
+        &mut self,
+        block: u32,
+        sectors: Range<u32>,
+        pieces: &mut Vec<Piece>,
+    ) -> Result<(), Missing> {
+        let leaf_number = self.leaf_number();
+        let place = self.leaf().place(block);
+        if let Place::Full(first) = place {
+            push(pieces, sectors, Some((leaf_number, first)));
+            return Ok(());
+        }
+        let Self {
+            layers,
+            below,
+            runs,
+            leaf_blocks,
+        } = self;
+        let lower = Lower {
+            layers,
+            top: below.get(block as usize).copied().unwrap_or(NOBODY),
+        };
+        let runs = runs.get(block).map(|runs| &**runs);
+        let Some(leaf_block) = leaf_blocks.get(block) else {
+            return match place {
+                Place::Absent => lower.resolve(block, sectors, runs, pieces),
+                Place::Partial(_) | Place::Full(_) => Err(Missing),
+            };
+        };
+        let first = u64::from(leaf_block.entry).saturating_add(1);
+        for run in bitmap::runs(leaf_block.bits.as_slice(), sectors) {
+            if run.present {
+                push(pieces, run.sectors, Some((leaf_number, first)));
+            } else {
+                lower.resolve(block, run.sectors, runs, pieces)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The bitmaps that have to be read before the block resolves: layer and sector in its file.
+    pub(super) fn bitmaps_needed(&self, block: u32, with_lower: bool) -> Vec<(u16, u64)> {
+        let mut needed = Vec::new();
+        if let Place::Partial(entry) = self.leaf().place(block)
+            && !self.leaf_blocks.contains(block)
+        {
+            needed.push((self.leaf_number(), u64::from(entry)));
+        }
+        if with_lower && !self.runs.contains(block) {
+            let mut next = self.below.get(block as usize).copied().unwrap_or(NOBODY);
+            while let Some(layer) = self.layers.get(usize::from(next)) {
+                match layer.place(block) {
+                    Place::Partial(entry) => needed.push((next, u64::from(entry))),
+                    Place::Full(_) => break,
+                    Place::Absent => {}
+                }
+                let Some(lower) = next.checked_sub(1) else {
+                    break;
+                };
+                next = lower;
+            }
+        }
+        needed
+    }
+
+    /// Takes bitmaps that were read and makes the block resolvable.
+    pub(super) fn learn(&mut self, block: u32, bitmaps: &[(u16, block::Buffer)], with_lower: bool) {
+        let leaf_number = self.leaf_number();
+        for (number, buffer) in bitmaps {
+            let full = bitmap::is_full(buffer.as_slice());
+            let Some(layer) = self.layers.get_mut(usize::from(*number)) else {
+                continue;
+            };
+            if full {
+                layer.set_full(block, true);
+            }
+            if *number == leaf_number
+                && let Place::Partial(entry) = layer.place(block)
+                && let Ok(bits) = <[u8; BITMAP_BYTES]>::try_from(buffer.as_slice())
+            {
+                self.leaf_blocks
+                    .insert(block, LeafBlock::clean(Box::new(bits), entry));
+            }
+        }
+        if with_lower && !self.runs.contains(block) {
+            let top = self.below.get(block as usize).copied().unwrap_or(NOBODY);
+            let runs = Lower {
+                layers: &self.layers,
+                top,
+            }
+            .runs(block, bitmaps);
+            self.runs.insert(block, runs);
+        }
+    }
+}
+
+/// The layers below the leaf, for one block.
+struct Lower<'a> {
+    layers: &'a [Layer],
+    top: u16,
+}
+
+impl Lower<'_> {
+    fn resolve(
+        &self,
+        block: u32,
+        sectors: Range<u32>,
+        runs: Option<&[Run]>,
+        pieces: &mut Vec<Piece>,
+    ) -> Result<(), Missing> {
+        let Some(top) = self.layers.get(usize::from(self.top)) else {
+            push(pieces, sectors, None);
+            return Ok(());
+        };
+        if let Place::Full(first) = top.place(block)
+            && sectors.end <= top.sectors_in(block)
+        {
+            push(pieces, sectors, Some((self.top, first)));
+            return Ok(());
+        }
+        let runs = runs.ok_or(Missing)?;
+        let mut next = runs.partition_point(|run| u32::from(run.end) <= sectors.start);
+        let mut start = sectors.start;
+        while start < sectors.end {
+            // The last run ends the block, so this finds one as long as sectors are left.
+            let run = runs.get(next).copied().unwrap_or(Run {
+                end: u16::MAX,
+                layer: None,
+            });
+            let end = u32::from(run.end).min(sectors.end);
+            let first = run.layer.and_then(|layer| {
+                let place = self.layers.get(usize::from(layer))?.place(block);
+                Some((layer, place.first_data_sector()?))
+            });
+            push(pieces, start..end, first);
+            start = end;
+            next += 1;
+        }
+        Ok(())
+    }
+
+    /// Decides each sector of a block from the top down.
+    fn runs(&self, block: u32, bitmaps: &[(u16, block::Buffer)]) -> Box<[Run]> {
+        let mut owners: Vec<Option<Option<u16>>> = vec![None; BLOCK_SECTORS as usize];
+        let numbered = (0u16..)
+            .zip(self.layers)
+            .take(usize::from(self.top).saturating_add(1));
+        let mut numbered: Vec<_> = numbered.collect();
+        numbered.reverse();
+        for (number, layer) in numbered {
+            // Beyond the end of a shorter layer there are zeros, whatever lies further down.
+            for owner in owners.iter_mut().skip(layer.sectors_in(block) as usize) {
+                owner.get_or_insert(None);
+            }
+            match layer.place(block) {
+                Place::Absent => {}
+                Place::Full(_) => {
+                    for owner in &mut owners {
+                        owner.get_or_insert(Some(number));
+                    }
+                }
+                Place::Partial(_) => {
+                    let bits = bitmaps.iter().find(|(of, _)| *of == number);
+                    let bits = bits.map_or(&[][..], |(_, buffer)| buffer.as_slice());
+                    for run in bitmap::runs(bits, 0..BLOCK_SECTORS).filter(|run| run.present) {
+                        let range = run.sectors.start as usize..run.sectors.end as usize;
+                        for owner in owners.get_mut(range).unwrap_or_default() {
+                            owner.get_or_insert(Some(number));
+                        }
+                    }
+                }
+            }
+        }
+        let mut runs: Vec<Run> = Vec::new();
+        for (end, owner) in (1u16..).zip(owners) {
+            let layer = owner.flatten();
+            match runs.last_mut() {
+                Some(last) if last.layer == layer => last.end = end,
+                _ => runs.push(Run { end, layer }),
+            }
+        }
+        runs.into_boxed_slice()
+    }
+}
+
+/// Adds a piece, or lengthens the last one when it goes on in the same place. `first` is where the
+/// block's sector 0 lies.
+fn push(pieces: &mut Vec<Piece>, sectors: Range<u32>, first: Option<(u16, u64)>) {
+    let place =
+        first.map(|(layer, sector)| (layer, sector.saturating_add(u64::from(sectors.start))));
+    if let Some(last) = pieces.last_mut()
+        && last.sectors.end == sectors.start
+    {
+        let goes_on = match (last.place, place) {
+            (None, None) => true,
+            (Some((a, from)), Some((b, to))) => {
+                let len = u64::from(last.sectors.end.saturating_sub(last.sectors.start));
+                a == b && from.saturating_add(len) == to
+            }
+            _ => false,
+        };
+        if goes_on {
+            last.sectors.end = sectors.end;
+            return;
+        }
+    }
+    pieces.push(Piece { sectors, place });
+}
