@@ -7,7 +7,7 @@ use units::{VbdUuid, VmUuid};
 /// Whether a VM has a domain and whether that runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum PowerState {
-    /// It has none.
+    /// It has none. Its disks are released too once no operation is under way.
     Halted,
     /// Its vCPUs run.
     Running,

@@ -5,9 +5,15 @@ use hypervisor::ShutdownReason::{Crash, Poweroff, Reboot};
 use hypervisor::simulator::{Call, GuestBehaviour};
 use hypervisor::{DomainState, ShutdownReason};
 use std::time::Duration;
-use xenops::{GuestEndAction, Manner, PowerState, VmSpec};
+use units::VmUuid;
+use xenops::{GuestEndAction, Manner, PowerState, VmSpec, Xenops};
 
 const SOON: Duration = Duration::from_secs(10);
+
+fn halted(xenops: &Xenops, vm: VmUuid) -> bool {
+    let state = xenops.state(vm);
+    state.power == PowerState::Halted && state.operation.is_none()
+}
 
 #[tokio::test]
 async fn a_guest_that_ends_gets_what_its_record_says() {
@@ -30,7 +36,7 @@ async fn a_guest_that_ends_gets_what_its_record_says() {
             let what = format!("{reason:?} {action:?}");
             match action {
                 Destroy => {
-                    let gone = || xenops.state(spec.vm).power == PowerState::Halted;
+                    let gone = || halted(&xenops, spec.vm);
                     until(&what, SOON, gone).await;
                     host.assert_empty().await;
                 }
@@ -66,7 +72,7 @@ async fn a_guest_that_crashes_soon_after_its_start_is_not_started_for_ever() {
     };
     host.simulator.set_guest(spec.vm, crashing);
     started(&xenops, &spec).await;
-    let gone = || xenops.state(spec.vm).power == PowerState::Halted;
+    let gone = || halted(&xenops, spec.vm);
     until("the guest to be given up", SOON, gone).await;
     assert_eq!(host.simulator.call_count(Call::Create), 1);
     host.assert_empty().await;

@@ -1,5 +1,7 @@
 //! The domain manager on the simulator and on real QEMU, one binary.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests may panic too")]
+
 mod failures;
 mod fixture;
 mod guest;
