@@ -83,10 +83,16 @@ impl<M: ReadAt> SparseReader<'_, M> {
         }
         let locators = self.read_locators(&header, &mut regions)?;
         self.check_parent(&header, &locators)?;
-        let headers_end = regions.iter().map(|region| region.end).max().unwrap_or(0);
+        let reserved = batmap
+            .as_ref()
+            .map_or(0, |batmap| reserved_end(batmap, &header));
+        let headers_end = regions
+            .iter()
+            .map(|region| region.end)
+            .fold(reserved, u64::max);
         let mut sparse = Sparse {
             first_entry: aligned_entry(headers_end.div_ceil(SECTOR_BYTES)),
-            headers_end: headers_end.max(batmap.as_ref().map_or(0, |b| reserved_end(b, &header))),
+            headers_end,
             next_free: 0,
             header,
             bat,
@@ -220,6 +226,7 @@ impl<M: ReadAt> SparseReader<'_, M> {
 
     /// Checks every block's place, finds the end of data and the blocks that may not be full.
     fn place_blocks(&self, sparse: &mut Sparse, mut regions: Vec<Region>) -> Result<(), Error> {
+        sort_disjoint(&mut regions)?;
         let bitmap_bytes = u64::from(sparse.header.bitmap_sectors()) * SECTOR_BYTES;
         let block_bytes = u64::from(sparse.header.block_bytes);
         let allocated = sparse.bat.allocated().count() as u64;
