@@ -105,7 +105,12 @@ impl Simulator {
 
     /// Destroys a domain behind the toolstack's back.
     pub fn vanish(&self, vm: VmUuid) {
-        let removed = self.shared.world.lock().remove(vm);
+        let removed = {
+            let mut world = self.shared.world.lock();
+            let removed = world.remove(vm);
+            self.keep(&world);
+            removed
+        };
         if let Some(domid) = removed {
             self.announce(Event {
                 vm,
@@ -121,13 +126,27 @@ impl Simulator {
     }
 
     fn end_domain(&self, vm: VmUuid, domid: u32, reason: ShutdownReason) {
-        let ended = self.shared.world.lock().end(vm, domid, reason);
+        let ended = {
+            let mut world = self.shared.world.lock();
+            let ended = world.end(vm, domid, reason);
+            self.keep(&world);
+            ended
+        };
         if ended {
             self.announce(Event {
                 vm,
                 domid,
                 kind: EventKind::Shutdown(reason),
             });
+        }
+    }
+
+    /// Guests do not wait for the file; the next call that changes something writes it again.
+    fn keep(&self, world: &World) {
+        if let Some(file) = &self.shared.file
+            && let Err(error) = world.save(file)
+        {
+            tracing::warn!(%error, "the simulator's world was not kept");
         }
     }
 
