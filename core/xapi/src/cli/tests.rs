@@ -1,0 +1,1 @@
+//! The CLI over a real interface: what clients see.
