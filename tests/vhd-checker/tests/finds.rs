@@ -154,7 +154,7 @@ fn each_damage_is_found() {
                 b.extend([0; 4096]);
                 b.extend(footer);
             },
-            "file has 4206592 bytes, its data ends at 4202496",
+            "file has 4207104 bytes, its data ends at 4202496",
         ),
     ];
     for (damage, expected) in damages {
