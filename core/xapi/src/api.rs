@@ -10,11 +10,13 @@ use crate::error::ApiError;
 use crate::generic;
 use crate::methods::{Kind, Method, MethodTable, Pace};
 use crate::model::{Model, Role, Type};
+use crate::services::Services;
 use crate::session::{Session, Sessions};
 use crate::task::{TaskHandle, Tasks};
 use database::{Database, Ref, Row, Snapshot, Value};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
@@ -34,6 +36,9 @@ pub struct ApiConfig {
     pub hostname: String,
     /// Where clients reach it: an address without port.
     pub address: String,
+    /// Where `VM.PV_kernel` and `VM.PV_ramdisk` may lie. Whoever makes VMs can have a guest read
+    /// them, so nothing else should be there.
+    pub guest_kernel_dirs: Vec<PathBuf>,
     /// The version of this program, part of `host.software_version`.
     pub version: String,
 }
@@ -52,7 +57,8 @@ pub enum Origin {
 /// Who calls, in which session.
 #[derive(Debug, Clone)]
 pub struct Caller {
-    /// The session, absent for calls that need none (`session.login_with_password`).
+    /// The session, absent for calls that need none (`session.login_with_password`) and for the
+    /// daemon's own, which it may do without.
     pub session: Option<Ref>,
     /// Follows the call through the logs of every process.
     pub request_id: RequestId,
@@ -82,6 +88,7 @@ pub struct Api {
     pub(crate) model: &'static Model,
     pub(crate) db: Database,
     pub(crate) config: ApiConfig,
+    pub(crate) services: Services,
     pub(crate) sessions: Sessions,
     pub(crate) tasks: Tasks,
     methods: MethodTable,
@@ -92,11 +99,16 @@ pub struct Api {
 impl Api {
     /// Makes the interface over a database of [`Model::database_schema`].
     ///
-    /// Fails tasks that a former run left unfinished and makes the records every host has.
+    /// Cancels tasks that a former run left unfinished, makes the records every host has, and in the
+    /// background brings the records of SRs and VMs up to date with what is there.
     ///
     /// # Errors
     /// When the database cannot be read or written.
-    pub async fn open(db: Database, config: ApiConfig) -> Result<Arc<Self>, ApiError> {
+    pub async fn open(
+        db: Database,
+        config: ApiConfig,
+        services: Services,
+    ) -> Result<Arc<Self>, ApiError> {
         let model = Model::shared();
         let api = Arc::new(Self {
             model,
@@ -105,11 +117,15 @@ impl Api {
             methods: MethodTable::new(model),
             db,
             config,
+            services,
             work: TaskTracker::new(),
             stop: CancellationToken::new(),
         });
         api.make_roles().await?;
+        api.make_host().await?;
+        api.make_drivers().await?;
         api.sweep_in_background();
+        api.start_following();
         Ok(api)
     }
 
@@ -230,6 +246,11 @@ impl Api {
         });
     }
 
+    /// The database, for readers that follow its change feed.
+    pub fn database(&self) -> &Database {
+        &self.db
+    }
+
     /// Everything as of now.
     pub(crate) fn snapshot(&self) -> Snapshot {
         self.db.snapshot()
@@ -266,6 +287,9 @@ impl Api {
             return Err(ApiError::new("MESSAGE_REMOVED", []));
         }
         let session = match method.needs_session {
+            true if caller.session.is_none() && caller.origin == Origin::Internal => {
+                Some(self.sessions.of_daemon())
+            }
             true => Some(
                 self.sessions
                     .check(&self.db, caller.session.as_ref())

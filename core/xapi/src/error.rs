@@ -54,6 +54,11 @@ impl ApiError {
         Self::new("OPERATION_NOT_ALLOWED", [&reason.to_string()])
     }
 
+    /// Returns the code that clients match on.
+    pub fn code(&self) -> &str {
+        &self.code
+    }
+
     /// Returns the code and the parameters as one list, as `task.error_info` has it.
     pub fn to_list(&self) -> Vec<String> {
         let code = self.code.clone().into_owned();

@@ -8,6 +8,7 @@ use crate::methods::{Generic, Verb};
 use crate::view;
 use database::{ErrorKind, Ref, Row, Snapshot, Tx, Value};
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::sync::Arc;
 use uuid::Uuid;
 
@@ -152,6 +153,9 @@ async fn change(message: &Generic, call: &Call) -> Result<Value, ApiError> {
             Ok(tx.set(class, &reference, field, value)?)
         })
         .await?;
+    if class == "VDI" && matches!(field, "tags" | "sm_config") {
+        crate::class::push_vdi_fields(call).await?;
+    }
     Ok(Value::Null)
 }
 
@@ -168,16 +172,21 @@ fn changed_map(message: &Generic, call: &Call, row: &Row) -> Result<Value, ApiEr
     };
     if message.verb == Verb::RemoveFromMap {
         entries.remove(&key);
-    } else if entries.contains_key(&key) {
-        let at = [
-            message.class.name,
-            message.field,
-            row.reference().as_str(),
-            &key,
-        ];
-        return Err(ApiError::new("MAP_DUPLICATE_KEY", at));
-    } else {
-        entries.insert(key, call.arg("value").cloned().unwrap_or_default());
+        return Ok(Value::Map(entries));
+    }
+    match entries.entry(key) {
+        Entry::Occupied(taken) => {
+            let at = [
+                message.class.name,
+                message.field,
+                row.reference().as_str(),
+                taken.key().as_str(),
+            ];
+            return Err(ApiError::new("MAP_DUPLICATE_KEY", at));
+        }
+        Entry::Vacant(free) => {
+            free.insert(call.arg("value").cloned().unwrap_or_default());
+        }
     }
     Ok(Value::Map(entries))
 }

@@ -21,21 +21,29 @@
 
 mod api;
 mod class;
+mod cli;
 mod coerce;
 pub mod datetime;
 mod error;
 mod event;
 mod filter;
 mod generic;
+mod http;
+mod follow;
 mod methods;
 pub mod model;
+mod services;
 mod session;
 mod task;
+mod transfer;
 mod view;
 pub mod wire;
 
 pub use api::{Api, ApiConfig, Caller, Origin};
 pub use error::ApiError;
+pub use http::{HttpServer, Listener, TlsError};
 pub use model::{Model, Role};
+pub use services::Services;
 pub use session::password::SetPasswordError;
+pub use wire::jsonrpc::wire_json;
 pub use task::TaskHandle;

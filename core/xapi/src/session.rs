@@ -67,6 +67,7 @@ impl Session {
 /// The open sessions.
 pub(crate) struct Sessions {
     live: RwLock<HashMap<Ref, Arc<Session>>>,
+    daemon: Arc<Session>,
     pub(crate) users: LocalUsers,
 }
 
@@ -88,8 +89,16 @@ impl Sessions {
             let session = Session::new(reference.clone(), user, role, originator, active_ms);
             live.insert(reference, Arc::new(session));
         }
+        let daemon = Session::new(
+            Ref::null(),
+            password::ROOT,
+            Role::LocalRoot,
+            "xylemd",
+            now_ms(),
+        );
         Ok(Self {
             live: RwLock::new(live),
+            daemon: Arc::new(daemon),
             users,
         })
     }
@@ -128,6 +137,11 @@ impl Sessions {
             .await?;
         }
         Ok(session)
+    }
+
+    /// The session of the daemon's own calls; no client sees it.
+    pub(crate) fn of_daemon(&self) -> Arc<Session> {
+        self.daemon.clone()
     }
 
     /// Opens a session; closes the least recently used ones where there are too many.

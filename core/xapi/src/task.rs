@@ -23,6 +23,8 @@ use std::collections::HashMap;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use storage::{StorageError, StorageErrorKind, Watch};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -99,6 +101,48 @@ impl TaskHandle {
             });
         if let Err(error) = written.await {
             tracing::warn!(%error, task = %reference, "progress was not written");
+        }
+    }
+
+    /// Runs a storage operation that tells how far it is, with its progress and its cancelling
+    /// bound to this task.
+    pub(crate) async fn watched<T, Fut>(&self, operation: impl FnOnce(Watch) -> Fut) -> T
+    where
+        Fut: Future<Output = T>,
+    {
+        let (tell, mut told) = watch::channel(0.0);
+        let progress = Arc::new(move |done: f64| {
+            tell.send_replace(done);
+        });
+        let cancel = self.0.cancel.clone();
+        let mut operation = std::pin::pin!(operation(Watch { progress, cancel }));
+        loop {
+            tokio::select! {
+                ended = &mut operation => return ended,
+                changed = told.changed() => {
+                    let done = *told.borrow_and_update();
+                    match changed {
+                        Ok(()) => self.set_progress(done).await,
+                        // Nobody tells any more: only the end is left to wait for.
+                        Err(_) => return operation.await,
+                    }
+                }
+            }
+        }
+    }
+
+    /// Turns the error of a storage operation into `TASK_CANCELLED` of this task, when that is what
+    /// ended it.
+    pub(crate) fn explain_cancel(
+        &self,
+        error: StorageError,
+        otherwise: impl FnOnce(StorageError) -> ApiError,
+    ) -> ApiError {
+        match error.kind() {
+            StorageErrorKind::Cancelled => {
+                ApiError::new("TASK_CANCELLED", [self.0.reference.as_str()])
+            }
+            _ => otherwise(error),
         }
     }
 

@@ -131,3 +131,8 @@ pub fn to_json(value: &Value) -> Json {
         ),
     }
 }
+
+/// Writes a value as JSON text, the way JSON-RPC answers have it.
+pub fn wire_json(value: &Value) -> String {
+    to_json(value).to_string()
+}
