@@ -17,13 +17,21 @@ use units::{SrUuid, VdiUuid};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Op {
     Create,
-    Snapshot { live: Live },
+    Snapshot {
+        live: Live,
+    },
+    /// The data path takes no new leaf, now or later.
+    SnapshotRefused,
     SnapshotOfSnapshot,
-    Clone { live: Live },
+    Clone {
+        live: Live,
+    },
     CloneOfSnapshot,
     Destroy,
     DestroySnapshot,
-    Resize { live: Live },
+    Resize {
+        live: Live,
+    },
     Revert,
     Copy,
     Adopt,
@@ -43,11 +51,12 @@ enum Live {
     Writes,
 }
 
-const OPS: [Op; 22] = [
+const OPS: [Op; 23] = [
     Op::Create,
     Op::Snapshot { live: Live::No },
     Op::Snapshot { live: Live::Reads },
     Op::Snapshot { live: Live::Writes },
+    Op::SnapshotRefused,
     Op::SnapshotOfSnapshot,
     Op::Clone { live: Live::No },
     Op::Clone { live: Live::Reads },
@@ -68,15 +77,14 @@ const OPS: [Op; 22] = [
     Op::SrDestroy,
 ];
 
-/// The world before the operation: A with a snapshot S and a newer state, a bystander B, and two
-/// more SRs.
+/// The world before the operation: A with a snapshot S and a newer state, a bystander, and another
+/// SR where the operation needs one.
 struct Scene {
+    op: Op,
     host: Host,
     a: VdiUuid,
     s: VdiUuid,
-    b: VdiUuid,
-    other: SrUuid,
-    empty: SrUuid,
+    other: Option<SrUuid>,
     before: BTreeMap<VdiUuid, (Content, u64)>,
 }
 
@@ -85,9 +93,10 @@ const GROWN_BYTES: u64 = 128 << 20;
 impl Scene {
     async fn new(op: Op) -> Self {
         let host = Host::new().await;
-        let (other, empty) = (SrUuid::random(), SrUuid::random());
-        make_sr(&host.manager, other).await;
-        make_sr(&host.manager, empty).await;
+        let other = matches!(op, Op::Copy | Op::SrDestroy).then(SrUuid::random);
+        if let Some(other) = other {
+            make_sr(&host.manager, other).await;
+        }
         let a = host.create(&[(0, 1), (1, 1)]).await;
         let b = host.create(&[(7, 7)]).await;
         let s = host
@@ -104,7 +113,7 @@ impl Scene {
                 Live::Writes => Some(Access::ReadWrite),
             },
             Op::Upgrade => Some(Access::ReadOnly),
-            Op::Downgrade | Op::DpDestroy => Some(Access::ReadWrite),
+            Op::Downgrade | Op::DpDestroy | Op::SnapshotRefused => Some(Access::ReadWrite),
             _ => None,
         };
         if access != Some(Access::ReadWrite) {
@@ -129,12 +138,11 @@ impl Scene {
             before.insert(vdi, (host.content(vdi).await, info.virtual_bytes));
         }
         Self {
+            op,
             host,
             a,
             s,
-            b,
             other,
-            empty,
             before,
         }
     }
@@ -155,6 +163,12 @@ impl Scene {
                 .vdi_snapshot(&ctx(), sr, self.a, name())
                 .await
                 .map(drop),
+            Op::SnapshotRefused => {
+                self.host.world.state.lock().refuses_snapshots = true;
+                let made = manager.vdi_snapshot(&ctx(), sr, self.a, name()).await;
+                assert!(made.is_err(), "a snapshot without a new leaf");
+                Ok(())
+            }
             Op::SnapshotOfSnapshot => manager
                 .vdi_snapshot(&ctx(), sr, self.s, name())
                 .await
@@ -178,9 +192,9 @@ impl Scene {
                 .await
                 .map(drop),
             Op::Copy => {
-                let watch = Watch::default();
+                let (to, watch) = (self.other.expect("a target"), Watch::default());
                 manager
-                    .vdi_copy(&ctx(), sr, self.a, self.other, name(), watch)
+                    .vdi_copy(&ctx(), sr, self.a, to, name(), watch)
                     .await
                     .map(drop)
             }
@@ -194,7 +208,10 @@ impl Scene {
             }
             Op::Downgrade | Op::DpDestroy => manager.dp_destroy(&ctx(), &id("vbd/1")).await,
             Op::SrDetach => manager.sr_detach(&ctx(), sr).await,
-            Op::SrDestroy => manager.sr_destroy(&ctx(), self.empty).await,
+            Op::SrDestroy => {
+                let empty = self.other.expect("an empty SR");
+                manager.sr_destroy(&ctx(), empty).await
+            }
         }
     }
 
@@ -223,10 +240,16 @@ impl Scene {
         adopted.map(drop)
     }
 
+    /// The SRs that are there whatever happens.
+    fn srs(&self) -> Vec<SrUuid> {
+        let other = self.other.filter(|_| self.op != Op::SrDestroy);
+        [self.host.sr].into_iter().chain(other).collect()
+    }
+
     /// What a client sees when it finds everything attached again.
     async fn recover(&mut self) {
         self.host.restart().await;
-        for sr in [self.host.sr, self.other] {
+        for sr in self.srs() {
             let config = BTreeMap::from([("location".to_owned(), sr.to_string())]);
             let attached = self
                 .host
@@ -240,13 +263,10 @@ impl Scene {
     /// Everything that must hold, whatever happened. `acked`: the operation said it worked.
     async fn check(&self, op: Op, acked: bool) {
         let world = &self.host.world;
-        let vdis = self.scan(self.host.sr).await;
-        let copies = self.scan(self.other).await;
-        let old: BTreeSet<_> = self.before.keys().copied().collect();
+        let vdis = self.scan_all().await;
         let new: Vec<_> = vdis
             .iter()
-            .chain(&copies)
-            .filter(|info| !old.contains(&info.vdi))
+            .filter(|info| !self.before.contains_key(&info.vdi))
             .collect();
         self.check_new(op, acked, &new);
         for (vdi, (content, bytes)) in &self.before {
@@ -295,6 +315,19 @@ impl Scene {
             self.check_image_size(info);
         }
         self.check_guest(&vdis).await;
+        if op == Op::SrDestroy {
+            let gone = self.other.expect("an SR");
+            self.host
+                .manager
+                .sr_detach(&ctx(), gone)
+                .await
+                .expect("detached, whatever is left");
+            self.host
+                .manager
+                .sr_forget(&ctx(), gone)
+                .await
+                .expect("forgotten");
+        }
         assert_eq!(world.journal_records(), 0, "the journal is not empty");
         world.assert_no_violations();
     }
@@ -372,6 +405,14 @@ impl Scene {
         }
     }
 
+    async fn scan_all(&self) -> Vec<VdiInfo> {
+        let mut vdis = Vec::new();
+        for sr in self.srs() {
+            vdis.extend(self.scan(sr).await);
+        }
+        vdis
+    }
+
     async fn scan(&self, sr: SrUuid) -> Vec<VdiInfo> {
         let scan = self.host.manager.sr_scan(&ctx(), sr).await.expect("a scan");
         assert_eq!(scan.orphans, [], "leaked containers");
@@ -404,13 +445,8 @@ impl Scene {
         }
     }
 
-    async fn picture(&self) -> (Vec<VdiInfo>, Vec<VdiInfo>, Vec<storage::DpInfo>) {
-        let dps = self.host.manager.dp_list();
-        (
-            self.scan(self.host.sr).await,
-            self.scan(self.other).await,
-            dps,
-        )
+    async fn picture(&self) -> (Vec<VdiInfo>, Vec<storage::DpInfo>) {
+        (self.scan_all().await, self.host.manager.dp_list())
     }
 }
 
@@ -528,6 +564,7 @@ fn dying_in_the_recovery_changes_nothing() {
     let ops = [
         Op::Create,
         Op::Snapshot { live: Live::Writes },
+        Op::SnapshotRefused,
         Op::Clone { live: Live::Writes },
         Op::DestroySnapshot,
         Op::Resize { live: Live::Writes },
@@ -551,35 +588,52 @@ fn dying_in_the_recovery_changes_nothing() {
 #[test]
 fn a_call_that_fails_once_leaves_all_of_the_operation_or_nothing() {
     for op in OPS {
-        let mut point = 0;
-        while fail_at(op, point) {
-            point += 1;
+        for then in [Then::GoesOn, Then::Dies] {
+            let mut point = 0;
+            while fail_at(op, point, then) {
+                point += 1;
+            }
+            assert!(point >= 2, "{op:?} has {point} points");
         }
-        assert!(point >= 2, "{op:?} has {point} points");
     }
 }
 
-/// Fails one call and goes on in the same daemon. Says whether the point was reached.
-fn fail_at(op: Op, point: usize) -> bool {
+/// What the daemon does after a call has failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Then {
+    GoesOn,
+    Dies,
+}
+
+/// Fails one call. Says whether the point was reached.
+fn fail_at(op: Op, point: usize, then: Then) -> bool {
     let mut scene = life(Scene::new(op));
-    life(async {
+    let (acked, reached) = life(async {
         scene.recover().await;
         scene.host.world.arm([(point, Fault::Error)]);
         let done = scene.run(op).await;
         let reached = scene.host.world.points() > point;
         scene.host.world.arm([]);
-        if matches!(op, Op::SrDetach) {
-            scene.recover().await;
-        }
-        if done.is_err()
-            && matches!(
-                op,
-                Op::Activate | Op::Upgrade | Op::Downgrade | Op::DpDestroy
-            )
-        {
+        let repeats = matches!(
+            op,
+            Op::Activate | Op::Upgrade | Op::Downgrade | Op::DpDestroy
+        );
+        if done.is_err() && repeats {
             scene.run(op).await.expect("works when it is repeated");
         }
-        scene.check(op, done.is_ok()).await;
-        reached
-    })
+        if then == Then::GoesOn {
+            if op == Op::SrDetach {
+                scene.recover().await;
+            }
+            scene.check(op, done.is_ok()).await;
+        }
+        (done.is_ok(), reached)
+    });
+    if then == Then::Dies {
+        life(async {
+            scene.recover().await;
+            scene.check(op, acked).await;
+        });
+    }
+    reached
 }
