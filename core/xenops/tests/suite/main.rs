@@ -7,5 +7,8 @@ mod fixture;
 mod guest;
 mod life_cycle;
 mod limits;
+#[path = "../../../qemu/tests/suite/machine.rs"]
+mod machine;
 mod memory_disks;
+mod on_qemu;
 mod restart;
