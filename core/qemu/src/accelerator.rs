@@ -1,6 +1,5 @@
 //! Whether this machine runs guests in hardware. Found out by trying, not by looking.
 
-use crate::process;
 use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
@@ -34,21 +33,7 @@ impl Accelerator {
         if open.is_err() {
             return Self::Tcg;
         }
-        let trial = Command::new(binary)
-            .args([
-                "-accel", "kvm", "-cpu", "host", "-machine", "pc", "-m", "16",
-            ])
-            .args(["-nodefaults", "-no-user-config", "-display", "none"])
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .kill_on_drop(true)
-            .spawn();
-        let Ok(mut trial) = trial else {
-            return Self::Tcg;
-        };
-        let works = tokio::time::timeout(TRIAL, trial.wait()).await.is_err();
-        process::reap(trial);
+        let works = kvm_lives(binary).await;
         tracing::info!(works, "tried kvm");
         if works { Self::Kvm } else { Self::Tcg }
     }
@@ -58,5 +43,55 @@ impl Accelerator {
             Self::Kvm => ["-accel", "kvm", "-cpu", "host"],
             Self::Tcg | Self::Auto => ["-accel", "tcg", "-cpu", "qemu64"],
         }
+    }
+}
+
+async fn kvm_lives(binary: &Path) -> bool {
+    let trial = Command::new(binary)
+        .args([
+            "-accel", "kvm", "-cpu", "host", "-machine", "pc", "-m", "16",
+        ])
+        .args(["-nodefaults", "-no-user-config", "-display", "none"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .kill_on_drop(true)
+        .spawn();
+    let Ok(mut trial) = trial else { return false };
+    let lives = tokio::time::timeout(TRIAL, trial.wait()).await.is_err();
+    // An error means that it has ended by itself meanwhile.
+    let _ = trial.kill().await;
+    lives
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    fn emulator(dir: &Path, script: &str) -> std::path::PathBuf {
+        let path = dir.join("emulator");
+        let pid = dir.join("pid");
+        let script = format!("#!/bin/sh\necho $$ > {}\n{script}\n", pid.display());
+        std::fs::write(&path, script).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o700)).unwrap();
+        path
+    }
+
+    #[tokio::test]
+    async fn what_outlives_its_trial_works_and_is_ended_and_what_dies_does_not_work() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(kvm_lives(&emulator(dir.path(), "exec sleep 600")).await);
+        let pid = std::fs::read_to_string(dir.path().join("pid")).unwrap();
+        assert!(
+            !Path::new("/proc").join(pid.trim()).exists(),
+            "the trial goes on"
+        );
+        assert!(!kvm_lives(&emulator(dir.path(), "exit 1")).await);
+        assert!(!kvm_lives(&dir.path().join("none")).await);
+        assert_eq!(
+            Accelerator::Tcg.decide(Path::new("/none")).await,
+            Accelerator::Tcg
+        );
     }
 }

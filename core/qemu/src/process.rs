@@ -87,7 +87,7 @@ fn recorder_input(path: &Path) -> Result<OwnedFd, Error> {
 /// Waits for a child in the background, so that it leaves no zombie.
 pub(crate) fn reap(mut child: Child) {
     tokio::spawn(async move {
-        // It may be alive for a trial only; killing what has ended is an error of no interest.
+        // How it ended is told by its files.
         let _ = child.wait().await;
     });
 }

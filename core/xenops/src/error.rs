@@ -70,6 +70,7 @@ impl Error {
         let kind = match source.kind() {
             hypervisor::ErrorKind::Invalid => ErrorKind::Invalid,
             hypervisor::ErrorKind::Refused => ErrorKind::GuestRefused,
+            hypervisor::ErrorKind::BadState => ErrorKind::BadState,
             _ => ErrorKind::Hypervisor,
         };
         Self::because(kind, format!("{doing} failed for vm {vm}"), source)
