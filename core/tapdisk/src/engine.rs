@@ -42,7 +42,6 @@ mod write;
 mod zero;
 
 pub use layer::{LayerImage, LayerSpec};
-pub use load::load;
 pub use request::{Done, Error, ErrorKind, Extent, ExtentState, Finished, LiveOp, Request, Ticket};
 
 use block::{BlockIo, Buffer, BufferPool, Completion, Op, Wait};
@@ -53,6 +52,7 @@ use map::{Map, Piece};
 use slab::Slab;
 use state::{Active, Context, Held};
 use std::collections::{HashMap, VecDeque};
+use std::fmt;
 use uuid::Uuid;
 
 /// Longest read or write in bytes. NBD clients keep to 32 MiB by convention.
@@ -77,7 +77,6 @@ pub struct Config {
 }
 
 /// One open disk.
-#[derive(Debug)]
 pub struct Engine {
     config: Config,
     map: Map,
@@ -106,6 +105,21 @@ pub struct Engine {
     /// Scratch of `resolve`, kept for its memory.
     pieces: Vec<Piece>,
     zeros: Option<block::SharedBuffer>,
+}
+
+impl fmt::Debug for Engine {
+    /// The outside view: never bytes of the disk.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Engine")
+            .field("layers", &self.layer_uuids())
+            .field("size_bytes", &self.size_bytes())
+            .field("requests", &self.requests.len())
+            .field("held", &self.held.len())
+            .field("operations", &self.contexts.len())
+            .field("frozen", &self.frozen)
+            .field("poisoned", &self.poisoned)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Engine {

@@ -1,1 +1,11 @@
-//! Tests of the engine.
+//! The engine against independent models: on memory, on a disk that loses power, under faults, and
+//! on real files.
+
+mod crash;
+mod facts;
+mod faults;
+mod files;
+mod live;
+mod model;
+mod random;
+mod rig;
