@@ -119,7 +119,7 @@ impl Asks {
 
     /// Writes a plugin's line to the log, within its rate.
     pub(crate) fn log(&mut self, request: Option<&RequestId>, level: LogLevel, line: &str) {
-        match self.lines.take() {
+        match self.lines.take(Instant::now()) {
             Taken::Yes { dropped_before: 0 } => {}
             Taken::Yes { dropped_before } => {
                 let note = format!("{dropped_before} lines over the rate were dropped");
@@ -196,7 +196,7 @@ impl Asks {
                 }
                 let Create { message } = parse(body)?;
                 check_message(&message)?;
-                match self.messages.take() {
+                match self.messages.take(Instant::now()) {
                     Taken::Yes { .. } => Ok(Work::Message(message)),
                     Taken::No => refuse(Kind::Busy, "over limits.messages_per_minute"),
                 }
@@ -325,8 +325,7 @@ impl Rate {
         }
     }
 
-    fn take(&mut self) -> Taken {
-        let now = Instant::now();
+    fn take(&mut self, now: Instant) -> Taken {
         if now.saturating_duration_since(self.minute) >= Duration::from_secs(60) {
             self.minute = now;
             self.used = 0;
@@ -338,6 +337,73 @@ impl Rate {
         self.used += 1;
         Taken::Yes {
             dropped_before: std::mem::take(&mut self.dropped),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rate_holds_for_its_minute_and_tells_what_it_dropped() {
+        let mut rate = Rate::per_minute(2);
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        assert_eq!(rate.take(at(0)), Taken::Yes { dropped_before: 0 });
+        assert_eq!(rate.take(at(1)), Taken::Yes { dropped_before: 0 });
+        assert_eq!(rate.take(at(2)), Taken::No);
+        assert_eq!(rate.take(at(59)), Taken::No);
+        assert_eq!(rate.take(at(61)), Taken::Yes { dropped_before: 2 });
+        assert_eq!(rate.take(at(62)), Taken::Yes { dropped_before: 0 });
+        assert_eq!(Rate::per_minute(0).take(at(0)), Taken::No);
+    }
+
+    #[test]
+    fn a_message_that_no_client_could_read_is_refused() {
+        let good = Message {
+            name: "ALARM".to_owned(),
+            priority: 3,
+            class: "VM".to_owned(),
+            uuid: "x".to_owned(),
+            body: String::new(),
+        };
+        assert!(check_message(&good).is_ok());
+        for bad in [
+            Message {
+                name: "alarm".to_owned(),
+                ..good.clone()
+            },
+            Message {
+                name: String::new(),
+                ..good.clone()
+            },
+            Message {
+                priority: 0,
+                ..good.clone()
+            },
+            Message {
+                priority: 6,
+                ..good.clone()
+            },
+            Message {
+                class: "vm".to_owned(),
+                ..good.clone()
+            },
+            Message {
+                uuid: String::new(),
+                ..good.clone()
+            },
+            Message {
+                body: "x".repeat(TEXT_BYTES_MAX + 1),
+                ..good.clone()
+            },
+        ] {
+            assert_eq!(
+                check_message(&bad).unwrap_err().kind,
+                Kind::Invalid,
+                "{bad:?}"
+            );
         }
     }
 }

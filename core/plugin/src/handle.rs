@@ -27,7 +27,7 @@ const CONFIG_BYTES_MAX: usize = 4096;
 /// Largest container: what a file offset can say.
 const CAPACITY_BYTES_MAX: u64 = i64::MAX as u64;
 /// How much later than the carrier the handle gives up: the carrier knows the better reason.
-const GRACE: Duration = Duration::from_millis(1500);
+const GRACE: Duration = Duration::from_millis(2000);
 /// Events that wait for a monitor.
 const EVENTS_MAX: usize = 64;
 

@@ -30,6 +30,8 @@
 mod artifact;
 mod asks;
 mod calls;
+#[cfg(feature = "testing")]
+pub mod conformance;
 mod error;
 mod handle;
 mod host;
@@ -47,7 +49,7 @@ pub use handle::{CallLimits, Monitor, Storage};
 pub use host::{HostConfig, LoadedPlugin, PluginHost};
 pub use manifest::{
     Digests, Grants, Identity, Limits, Manifest, ManifestError, PluginKind, Wishes,
-    interface_is_served,
+    interface_is_served, is_plain_path,
 };
 pub use monitor::{Event, MetricRow, MonitorPlugin};
 pub use protocol::Carrier;

@@ -302,7 +302,7 @@ pub(crate) fn is_name(text: &str, len_max: usize) -> bool {
 }
 
 /// Whether a path is absolute and has neither `.` nor `..` in it.
-pub(crate) fn is_plain_path(path: &Path) -> bool {
+pub fn is_plain_path(path: &Path) -> bool {
     path.is_absolute()
         && path
             .components()

@@ -31,7 +31,7 @@ use units::RequestId;
 const COMMANDS_MAX: usize = 256;
 /// How much later than the process this side ends a call: the process ends a component's call by
 /// itself and goes on, while this side has to end the process.
-const GRACE: Duration = Duration::from_millis(500);
+const GRACE: Duration = Duration::from_millis(1000);
 /// A process that lived this long has earned a fresh start.
 const HEALTHY: Duration = Duration::from_secs(60);
 /// The second restart in a row waits this long, each further one twice as long.
