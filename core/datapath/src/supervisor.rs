@@ -16,6 +16,7 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 use tokio::process::{Child, Command};
 use units::RequestId;
 
@@ -76,7 +77,7 @@ impl Supervisor {
         if let Some(known) = client.as_ref().filter(|c| !c.is_gone()) {
             return Ok(known.clone());
         }
-        let fresh = match Client::connect(&socket, request_id).await {
+        let fresh = match connect_to_living(&socket, request_id).await {
             Err(e) if e.kind == ErrorKind::NotFound => {
                 self.start(name, &socket, request_id).await?
             }
@@ -137,7 +138,7 @@ impl Supervisor {
         let known = client.take().filter(|c| !c.is_gone());
         let found = match known {
             Some(known) => Ok(known),
-            None => Client::connect(&socket, request_id).await,
+            None => connect_to_living(&socket, request_id).await,
         };
         match found {
             Ok(running) => {
@@ -247,6 +248,20 @@ impl Supervisor {
             .stderr(Stdio::from(log))
             .spawn()
             .map_err(|e| io_error("start", &self.config.binary, &e))
+    }
+}
+
+/// Connects, and tries again when the other end closes at once: a process that is about to die
+/// holds its listener a moment longer than its connections.
+async fn connect_to_living(socket: &Path, request_id: &RequestId) -> Result<Client, Error> {
+    let until = Instant::now() + HELLO_DEADLINE;
+    loop {
+        match Client::connect(socket, request_id).await {
+            Err(e) if e.kind == ErrorKind::Gone && Instant::now() < until => {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            other => return other,
+        }
     }
 }
 

@@ -1,6 +1,16 @@
 //! The data path: chain map, request engine, NBD front end; the binary xylem-tapdisk.
+//!
+//! | part | what it is | what it does not know |
+//! |---|---|---|
+//! | [`engine`] | one open disk: requests in, file operations out | sockets, protocols |
+//! | [`nbd`] | one NBD session: bytes in, jobs out | sockets, disks |
+//! | [`process`] | the loop that joins them, and the control operations | what bytes mean |
+//!
+//! Both state machines do no I/O, so everything that can go wrong in them is tested without a
+//! kernel. The process does I/O and nothing else.
 
 #![forbid(unsafe_code)]
 
 pub mod engine;
 pub mod nbd;
+pub mod process;

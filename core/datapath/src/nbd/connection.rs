@@ -223,7 +223,8 @@ async fn run_writer(
     }
     // A request that slipped in after the end finds no reader: fail it here.
     queue.close();
-    if let Some(error) = shared.gone.borrow().clone() {
+    let error = shared.gone.borrow().clone();
+    if let Some(error) = error {
         shared.end(error);
     }
 }

@@ -1,7 +1,8 @@
 //! Answers, and the bytes they become.
 
+use super::Buffers;
 use super::request::{Header, Slot};
-use block::{Buffer, BufferPool};
+use block::Buffer;
 use datapath::nbd::wire;
 use std::collections::VecDeque;
 
@@ -156,7 +157,12 @@ impl Output {
     }
 
     /// Takes `count` bytes off, gives their buffers back and tells which requests are over.
-    pub(super) fn sent(&mut self, count: usize, pool: &mut BufferPool, mut over: impl FnMut(Slot)) {
+    pub(super) fn sent(
+        &mut self,
+        count: usize,
+        pool: &mut impl Buffers,
+        mut over: impl FnMut(Slot),
+    ) {
         self.sent += count;
         while let Some(first) = self
             .pieces

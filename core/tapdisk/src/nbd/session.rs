@@ -1,10 +1,10 @@
 //! One connection: where it is in the protocol, what is in flight, what waits to be sent.
 
-use super::Export;
 use super::handshake::{self, Next, OPTION_BYTES_MAX, OPTIONS_MAX};
 use super::reply::{Answer, Errno, Failure, Output};
 use super::request::{Agreed, Header, Job, Slot, Work};
-use block::{Buffer, BufferPool};
+use super::{Buffers, Export};
+use block::Buffer;
 use datapath::nbd::wire;
 
 /// Requests of one session between their header and the last byte of their reply.
@@ -106,7 +106,7 @@ impl Session {
     }
 
     /// Goes on with what was received; `None` when more bytes, answers or sending are needed.
-    pub fn next_job(&mut self, pool: &mut BufferPool) -> Option<Job> {
+    pub fn next_job(&mut self, pool: &mut impl Buffers) -> Option<Job> {
         loop {
             let moved = match &mut self.phase {
                 Phase::Flags => self.take_flags(),
@@ -150,7 +150,7 @@ impl Session {
     }
 
     /// Tells that `count` bytes of [`Session::output`] were sent.
-    pub fn sent(&mut self, count: usize, pool: &mut BufferPool) {
+    pub fn sent(&mut self, count: usize, pool: &mut impl Buffers) {
         let mut over = Vec::new();
         self.output.sent(count, pool, |slot| over.push(slot));
         over.into_iter().for_each(|slot| self.over(slot));
@@ -263,7 +263,7 @@ impl Session {
     }
 
     /// `Some(None)`: moved on without a job.
-    fn take_request(&mut self, pool: &mut BufferPool) -> Option<Option<Job>> {
+    fn take_request(&mut self, pool: &mut impl Buffers) -> Option<Option<Job>> {
         let header = self.unread().first_chunk()?;
         let Some(header) = Header::parse(header) else {
             self.lost();

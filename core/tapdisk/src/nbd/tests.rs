@@ -6,7 +6,6 @@ mod options;
 mod requests;
 
 use super::*;
-use block::{Buffer, BufferPool};
 
 const SIZE: u64 = 1 << 20;
 

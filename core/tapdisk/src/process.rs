@@ -1,0 +1,324 @@
+//! The process: one thread, one ring, one loop.
+//!
+//! ```text
+//!            ┌────────────────────────── wait ──────────────────────────┐
+//!            v                                                          │
+//!  completions of files ─> engines      sockets ready ─> control frames ┤─> operations
+//!                                                        NBD clients ───┘─> engines
+//!            engines ─> operations on files, answers of clients, ends of live operations
+//! ```
+//!
+//! * The control socket's listener is descriptor 0. Whoever connects is the daemon: the socket's
+//!   place in the file system decides who may. The end of a control connection changes nothing.
+//! * Operations that need the disk to go quiet (snapshot, resize, freeze, close) are answered when
+//!   their engine is done; others go on meanwhile.
+//! * It ends by itself only on `exit`, on a signal, or when it had neither a disk nor a control
+//!   connection for [`IDLE_MAX`].
+
+mod connection;
+mod control;
+mod disk;
+mod images;
+mod listener;
+mod operations;
+mod reactor;
+
+pub mod arguments;
+pub mod sandbox;
+
+use control::Control;
+use datapath::protocol::{Error, Reply};
+use disk::{Disk, LiveOutcome};
+use listener::Listener;
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use operations::{Freezing, Live, Unserving};
+use reactor::{Interest, Key, Keys, Reactor, Ready};
+use std::collections::{BTreeMap, HashMap};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
+use units::{DpId, RequestId};
+
+/// How long the process stays without a disk and without a control connection.
+pub const IDLE_MAX: Duration = Duration::from_secs(60);
+
+/// Control connections at once.
+const CONTROLS_MAX: usize = 8;
+
+/// How often clocks are looked at while one is running.
+const TICK: Duration = Duration::from_millis(500);
+
+/// Bits of a token below an engine's tag.
+const TAG_SHIFT: u32 = 48;
+
+/// How the process ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ending {
+    /// In order.
+    Clean,
+    /// By a signal, with an image that could not be closed cleanly.
+    Unclean,
+}
+
+/// Whom an answer is for.
+#[derive(Debug, Clone)]
+struct ReplyTo {
+    control: Key,
+    id: u64,
+    request_id: RequestId,
+}
+
+/// What the process does with itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Life {
+    Serving,
+    /// A signal came: every disk is being closed. `unclean` once one could not be.
+    Closing {
+        unclean: bool,
+    },
+    /// `exit` was answered; ends when the answer is sent.
+    Leaving,
+}
+
+/// The state of the loop.
+#[derive(Debug)]
+pub struct Process {
+    reactor: Reactor,
+    keys: Keys,
+    signals: (Key, SignalFd),
+    listener: (Key, Listener),
+    controls: BTreeMap<Key, Control>,
+    disks: BTreeMap<DpId, Disk>,
+    /// Which disk a token's tag or a socket's key belongs to.
+    tags: HashMap<u16, DpId>,
+    owners: HashMap<Key, DpId>,
+    /// Operations that wait for an engine.
+    live: HashMap<u64, Live>,
+    /// Which control connection froze a disk.
+    frozen: BTreeMap<DpId, Key>,
+    freezing: HashMap<u64, Freezing>,
+    unserving: Vec<Unserving>,
+    /// Numbers of operations that wait.
+    last_number: u64,
+    life: Life,
+    /// Since when there is neither a disk nor a control connection.
+    idle_since: Option<Instant>,
+}
+
+impl Process {
+    /// Sets up the ring and takes over the listening control socket.
+    ///
+    /// # Errors
+    /// When the system refuses the ring, or the socket does not listen.
+    pub fn new(listener: OwnedFd) -> io::Result<Self> {
+        let mut keys = Keys::default();
+        let mut set = SigSet::empty();
+        for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
+            set.add(signal);
+        }
+        set.thread_block()?;
+        let signals = SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
+        Ok(Self {
+            reactor: Reactor::new()?,
+            signals: (keys.next(), signals),
+            listener: (keys.next(), Listener::new(listener)?),
+            keys,
+            controls: BTreeMap::new(),
+            disks: BTreeMap::new(),
+            tags: HashMap::new(),
+            owners: HashMap::new(),
+            live: HashMap::new(),
+            frozen: BTreeMap::new(),
+            freezing: HashMap::new(),
+            unserving: Vec::new(),
+            last_number: 0,
+            life: Life::Serving,
+            idle_since: None,
+        })
+    }
+
+    /// Serves until it is time to end.
+    ///
+    /// # Errors
+    /// When the ring broke; the images are then as after a power failure.
+    pub fn run(mut self) -> io::Result<Ending> {
+        let (mut done, mut ready, mut outcomes) = (Vec::new(), Vec::new(), Vec::new());
+        loop {
+            let now = Instant::now();
+            let more = self.work(now, &mut outcomes) | self.send_answers();
+            if let Some(ending) = self.ending(now) {
+                return Ok(ending);
+            }
+            let by_clock = self.watch()?;
+            let timeout = match (more, by_clock) {
+                (true, _) => Some(Duration::ZERO),
+                (false, true) => Some(TICK),
+                (false, false) => None,
+            };
+            self.reactor.wait(timeout, &mut done, &mut ready)?;
+            for completion in done.drain(..) {
+                let tag = u16::try_from(completion.token >> TAG_SHIFT).unwrap_or_default();
+                let disk = self.tags.get(&tag).and_then(|id| self.disks.get_mut(id));
+                if let Some(disk) = disk {
+                    disk.engine.complete(completion);
+                }
+            }
+            for event in ready.drain(..) {
+                self.take_event(event);
+            }
+        }
+    }
+
+    /// Does everything that can be done without waiting. `true` when some disk stopped for the sake
+    /// of others.
+    fn work(&mut self, now: Instant, outcomes: &mut Vec<LiveOutcome>) -> bool {
+        loop {
+            self.take_controls(now);
+            let more = self.work_disks(now, outcomes);
+            if !self.finish_unserving(now) && outcomes.is_empty() {
+                return more;
+            }
+            // An end may thaw a disk or let a connection ask again: another round.
+            for outcome in outcomes.drain(..) {
+                self.live_ended(outcome);
+            }
+        }
+    }
+
+    fn take_event(&mut self, Ready { key, interest }: Ready) {
+        if key == self.signals.0 {
+            while let Ok(Some(signal)) = self.signals.1.read_signal() {
+                self.signalled(signal.ssi_signo);
+            }
+        } else if key == self.listener.0 {
+            self.listener.1.ready(interest);
+        } else if let Some(control) = self.controls.get_mut(&key) {
+            control.ready(interest);
+        } else if let Some(disk) = self.owners.get(&key).and_then(|id| self.disks.get_mut(id)) {
+            disk.ready(key, interest);
+        }
+    }
+
+    fn signalled(&mut self, number: u32) {
+        let hangup = u32::try_from(Signal::SIGHUP as i32).unwrap_or_default();
+        if number == hangup || matches!(self.life, Life::Closing { .. }) {
+            return;
+        }
+        tracing::info!(
+            signal = number,
+            disks = self.disks.len(),
+            "closing every disk"
+        );
+        self.life = Life::Closing { unclean: false };
+        self.close_all();
+    }
+
+    /// Accepts control connections and carries out what they ask.
+    fn take_controls(&mut self, now: Instant) {
+        while self.life == Life::Serving
+            && self.controls.len() < CONTROLS_MAX
+            && let Some(socket) = self.listener.1.accept(now)
+        {
+            self.controls.insert(self.keys.next(), Control::new(socket));
+        }
+        let keys: Vec<Key> = self.controls.keys().copied().collect();
+        for key in keys {
+            while let Some(frame) = self.controls.get_mut(&key).and_then(Control::next_frame) {
+                self.take_frame(key, frame);
+            }
+        }
+    }
+
+    /// Sends what is answered and closes what is over. `true` when that left work to do.
+    fn send_answers(&mut self) -> bool {
+        self.controls.values_mut().for_each(Control::send);
+        let finished = self
+            .controls
+            .iter()
+            .filter(|(_, control)| control.is_finished());
+        let finished: Vec<Key> = finished.map(|(key, _)| *key).collect();
+        let any = !finished.is_empty();
+        for key in finished {
+            self.reactor.forget(key);
+            self.controls.remove(&key);
+            self.thaw_orphans(key);
+        }
+        any
+    }
+
+    fn work_disks(&mut self, now: Instant, outcomes: &mut Vec<LiveOutcome>) -> bool {
+        let (mut more, mut gone) = (false, Vec::new());
+        for (id, disk) in &mut self.disks {
+            for key in disk.accept(now, &mut self.keys) {
+                self.owners.insert(key, id.clone());
+            }
+            more |= disk.work(&mut self.reactor, now, outcomes, &mut gone);
+        }
+        for key in gone {
+            self.owners.remove(&key);
+        }
+        more
+    }
+
+    fn watch(&mut self) -> io::Result<bool> {
+        let reads = Interest {
+            read: true,
+            write: false,
+        };
+        self.reactor.watch(self.signals.0, &self.signals.1, reads)?;
+        if self.life == Life::Serving && self.controls.len() < CONTROLS_MAX {
+            self.reactor.watch(
+                self.listener.0,
+                &self.listener.1,
+                self.listener.1.interest(),
+            )?;
+        }
+        for (key, control) in &self.controls {
+            self.reactor.watch(*key, control, control.interest())?;
+        }
+        let mut by_clock = self.idle_since.is_some()
+            || !self.unserving.is_empty()
+            || self.listener.1.paused_until().is_some();
+        for disk in self.disks.values_mut() {
+            by_clock |= disk.watch(&mut self.reactor)?;
+        }
+        Ok(by_clock)
+    }
+
+    /// Whether it is time to end, and how.
+    fn ending(&mut self, now: Instant) -> Option<Ending> {
+        let idle = self.disks.is_empty() && self.controls.is_empty();
+        self.idle_since = idle.then(|| self.idle_since.unwrap_or(now));
+        match self.life {
+            Life::Closing { unclean } if self.disks.is_empty() => Some(if unclean {
+                Ending::Unclean
+            } else {
+                Ending::Clean
+            }),
+            Life::Leaving if self.controls.is_empty() => Some(Ending::Clean),
+            Life::Serving => {
+                let long = self
+                    .idle_since
+                    .is_some_and(|since| now.duration_since(since) > IDLE_MAX);
+                if long {
+                    tracing::info!("nothing to do for a minute");
+                }
+                long.then_some(Ending::Clean)
+            }
+            _ => None,
+        }
+    }
+
+    fn answer(&mut self, to: &ReplyTo, result: Result<Reply, Error>) {
+        match &result {
+            Ok(_) => tracing::debug!(request_id = %to.request_id, "done"),
+            Err(e) => {
+                tracing::warn!(request_id = %to.request_id, kind = ?e.kind, error = %e, "failed")
+            }
+        }
+        if let Some(control) = self.controls.get_mut(&to.control) {
+            control.answer(to.id, result);
+        }
+    }
+}

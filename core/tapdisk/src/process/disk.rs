@@ -1,0 +1,410 @@
+//! One open disk: its engine, its NBD listener and clients, and who waits for what.
+
+use super::connection::Connection;
+use super::listener::Listener;
+use super::reactor::{Key, Keys, Reactor};
+use crate::engine::{self, Done, Engine, Finished, LiveOp, Request, Ticket};
+use crate::nbd::{Answer, BlockRun, Buffers, Errno, Export, Failure, Job, Slot, Work};
+use block::{Buffer, FileId};
+use datapath::protocol::{Access, DiskState, Extent};
+use std::collections::{BTreeMap, HashMap};
+use std::os::fd::AsFd;
+use std::time::Instant;
+use units::DpId;
+
+/// Clients of one disk; QEMU needs one, copies a few.
+const CLIENTS_MAX: usize = 16;
+
+/// Rounds of one disk before others have their turn.
+const ROUNDS_MAX: usize = 8;
+
+/// Most runs asked of the engine for one block status.
+const RUNS_MAX: u32 = 4096;
+
+/// What makes a file itself, whatever descriptor it comes by: device, inode, device number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct FileIdentity(u64, u64, u64);
+
+impl FileIdentity {
+    pub(super) fn of(file: impl AsFd) -> std::io::Result<Self> {
+        let stat = rustix::fs::fstat(file)?;
+        Ok(Self(stat.st_dev, stat.st_ino, stat.st_rdev))
+    }
+}
+
+/// A listener with its export.
+#[derive(Debug)]
+struct Served {
+    key: Key,
+    listener: Listener,
+    export: String,
+}
+
+/// What a ticket is for.
+#[derive(Debug)]
+enum Pending {
+    /// A client's request; `then_flush` for FUA where the engine has none.
+    Client {
+        client: Key,
+        slot: Slot,
+        then_flush: bool,
+    },
+    /// An operation of the process, by its own number.
+    Live(u64),
+}
+
+/// The end of a live operation.
+#[derive(Debug)]
+pub(super) struct LiveOutcome {
+    pub(super) number: u64,
+    pub(super) result: Result<(), engine::Error>,
+}
+
+/// One open disk.
+#[derive(Debug)]
+pub(super) struct Disk {
+    pub(super) engine: Engine,
+    /// The layers' files, leaf first.
+    pub(super) identities: Vec<FileIdentity>,
+    /// How its containers end.
+    pub(super) extent: Extent,
+    /// Upper bits of its tokens.
+    pub(super) tag: u16,
+    served: Option<Served>,
+    clients: BTreeMap<Key, Connection>,
+    pending: HashMap<u64, Pending>,
+    last_ticket: u64,
+    /// Kept for its memory.
+    jobs: Vec<Job>,
+}
+
+impl Disk {
+    pub(super) fn new(
+        engine: Engine,
+        identities: Vec<FileIdentity>,
+        extent: Extent,
+        tag: u16,
+    ) -> Self {
+        Self {
+            engine,
+            identities,
+            extent,
+            tag,
+            served: None,
+            clients: BTreeMap::new(),
+            pending: HashMap::new(),
+            last_ticket: 0,
+            jobs: Vec::new(),
+        }
+    }
+
+    pub(super) fn state(&self, disk: &DpId) -> DiskState {
+        DiskState {
+            disk: disk.clone(),
+            layers: self.engine.layer_uuids(),
+            virtual_bytes: self.engine.size_bytes(),
+            access: self.engine.access(),
+            serving: self.served.as_ref().map(|served| served.export.clone()),
+            poisoned: self.engine.poisoned().map(str::to_owned),
+            stats: self.engine.stats(),
+        }
+    }
+
+    /// The layers' files as the ring knows them.
+    pub(super) fn files(&self) -> Vec<FileId> {
+        self.engine.files()
+    }
+
+    /// Serves on `listener`, in place of the one before, whose key is returned. Clients stay.
+    pub(super) fn serve(
+        &mut self,
+        reactor: &mut Reactor,
+        key: Key,
+        listener: Listener,
+        export: String,
+    ) -> Option<Key> {
+        let old = self.served.as_ref().map(|served| served.key);
+        old.into_iter().for_each(|key| reactor.forget(key));
+        self.served = Some(Served {
+            key,
+            listener,
+            export,
+        });
+        old
+    }
+
+    /// No new clients; those connected are answered and closed. Returns the listener's key.
+    pub(super) fn unserve(&mut self, reactor: &mut Reactor) -> Option<Key> {
+        for client in self.clients.values_mut() {
+            client.end();
+        }
+        let key = self.served.as_ref().map(|served| served.key)?;
+        reactor.forget(key);
+        self.served = None;
+        Some(key)
+    }
+
+    /// Whether a client is still connected.
+    pub(super) fn has_clients(&self) -> bool {
+        !self.clients.is_empty()
+    }
+
+    /// Drops every client, answered or not; returns their keys.
+    pub(super) fn drop_clients(&mut self, reactor: &mut Reactor) -> Vec<Key> {
+        let keys: Vec<Key> = self.clients.keys().copied().collect();
+        keys.iter().for_each(|key| reactor.forget(*key));
+        self.clients.clear();
+        keys
+    }
+
+    /// Begins an operation on the whole disk; it ends as a [`LiveOutcome`].
+    pub(super) fn start(&mut self, number: u64, op: LiveOp) {
+        let ticket = self.ticket(Pending::Live(number));
+        self.engine.start(ticket, op);
+    }
+
+    /// Tells clients that are connected about a new size.
+    pub(super) fn fit_size(&mut self) {
+        let size_bytes = self.engine.size_bytes();
+        for client in self.clients.values_mut() {
+            client.set_size(size_bytes);
+        }
+    }
+
+    /// Something the disk waits for is there.
+    pub(super) fn ready(&mut self, key: Key, interest: super::reactor::Interest) {
+        if let Some(client) = self.clients.get_mut(&key) {
+            client.ready(interest);
+        } else if let Some(served) = self.served.as_mut().filter(|served| served.key == key) {
+            served.listener.ready(interest);
+        }
+    }
+
+    /// Takes new clients; returns their keys.
+    pub(super) fn accept(&mut self, now: Instant, keys: &mut Keys) -> Vec<Key> {
+        let Some(served) = &mut self.served else {
+            return Vec::new();
+        };
+        let mut fresh = Vec::new();
+        while self.clients.len() < CLIENTS_MAX
+            && let Some(socket) = served.listener.accept(now)
+        {
+            let export = Export {
+                name: served.export.clone(),
+                size_bytes: self.engine.size_bytes(),
+                read_only: self.engine.access() == Access::ReadOnly,
+            };
+            let key = keys.next();
+            self.clients.insert(key, Connection::new(socket, export));
+            fresh.push(key);
+        }
+        fresh
+    }
+
+    /// Moves everything that can move. `true` when it stopped for the sake of others. Keys of
+    /// clients that went are added to `gone`.
+    pub(super) fn work(
+        &mut self,
+        reactor: &mut Reactor,
+        now: Instant,
+        outcomes: &mut Vec<LiveOutcome>,
+        gone: &mut Vec<Key>,
+    ) -> bool {
+        let mut more = false;
+        for _ in 0..ROUNDS_MAX {
+            more = self.pump_clients();
+            let mut finished_any = false;
+            while let Some(finished) = self.engine.next_finished() {
+                finished_any = true;
+                self.finish(finished, outcomes);
+            }
+            while let Some(op) = self.engine.next_op() {
+                reactor.submit(op);
+            }
+            if !finished_any {
+                break;
+            }
+            more = true;
+        }
+        self.clients.retain(|key, client| {
+            if client.is_overdue(now) {
+                client.cut_off();
+            }
+            let keep = !client.is_finished();
+            if !keep {
+                reactor.forget(*key);
+                gone.push(*key);
+                // Whoever waits to be accepted may have their place.
+                more = true;
+            }
+            keep
+        });
+        more
+    }
+
+    /// Says what the disk waits for, and when it must be looked at without an event.
+    pub(super) fn watch(&mut self, reactor: &mut Reactor) -> std::io::Result<bool> {
+        let mut by_clock = false;
+        for (key, client) in &mut self.clients {
+            let interest = client.interest();
+            by_clock |= !client.is_greeted();
+            reactor.watch(*key, client, interest)?;
+        }
+        if let Some(served) = &self.served
+            && self.clients.len() < CLIENTS_MAX
+        {
+            by_clock |= served.listener.paused_until().is_some();
+            reactor.watch(served.key, &served.listener, served.listener.interest())?;
+        }
+        Ok(by_clock)
+    }
+
+    fn ticket(&mut self, pending: Pending) -> Ticket {
+        self.last_ticket += 1;
+        self.pending.insert(self.last_ticket, pending);
+        Ticket(self.last_ticket)
+    }
+
+    fn pump_clients(&mut self) -> bool {
+        let mut more = false;
+        let mut jobs = std::mem::take(&mut self.jobs);
+        let keys: Vec<Key> = self.clients.keys().copied().collect();
+        for key in keys {
+            let Some(client) = self.clients.get_mut(&key) else {
+                continue;
+            };
+            more |= client.pump(&mut self.engine, &mut jobs);
+            for job in jobs.drain(..) {
+                self.submit(key, job);
+            }
+        }
+        self.jobs = jobs;
+        more
+    }
+
+    fn submit(&mut self, client: Key, Job { slot, work }: Job) {
+        let mut then_flush = false;
+        let request = match work {
+            Work::Read { offset, length } => Request::Read {
+                offset,
+                len_bytes: length,
+            },
+            Work::Write { offset, data, fua } => Request::Write { offset, data, fua },
+            Work::Flush => Request::Flush,
+            Work::Trim {
+                offset,
+                length,
+                fua,
+            } => {
+                then_flush = fua;
+                Request::Trim {
+                    offset,
+                    len_bytes: length.into(),
+                }
+            }
+            Work::WriteZeroes {
+                offset,
+                length,
+                fua,
+                no_hole,
+            } => Request::WriteZeroes {
+                offset,
+                len_bytes: length.into(),
+                may_trim: !no_hole,
+                fua,
+            },
+            Work::BlockStatus {
+                offset,
+                length,
+                one,
+            } => Request::BlockStatus {
+                offset,
+                len_bytes: length.into(),
+                extents_max: if one { 1 } else { RUNS_MAX },
+            },
+        };
+        let ticket = self.ticket(Pending::Client {
+            client,
+            slot,
+            then_flush,
+        });
+        self.engine.submit(ticket, request);
+    }
+
+    fn finish(&mut self, finished: Finished, outcomes: &mut Vec<LiveOutcome>) {
+        match self.pending.remove(&finished.ticket.0) {
+            Some(Pending::Client {
+                client,
+                slot,
+                then_flush: true,
+            }) if finished.result.is_ok() => {
+                let ticket = self.ticket(Pending::Client {
+                    client,
+                    slot,
+                    then_flush: false,
+                });
+                self.engine.submit(ticket, Request::Flush);
+            }
+            Some(Pending::Client { client, slot, .. }) => {
+                let answer = answer(finished.result);
+                match (self.clients.get_mut(&client), answer) {
+                    (Some(client), answer) => client.answer(slot, answer),
+                    (None, Answer::Data(buffer)) => self.engine.give_buffer(buffer),
+                    (None, _) => {}
+                }
+            }
+            Some(Pending::Live(number)) => {
+                let result = finished.result.map(drop);
+                outcomes.push(LiveOutcome { number, result });
+            }
+            None => {}
+        }
+    }
+}
+
+impl Buffers for Engine {
+    fn take(&mut self, len: usize) -> Buffer {
+        self.take_buffer(len)
+    }
+
+    fn give(&mut self, buffer: Buffer) {
+        self.give_buffer(buffer);
+    }
+}
+
+/// The engine's word for what happened, in the server's.
+fn answer(result: Result<Done, engine::Error>) -> Answer {
+    match result {
+        Ok(Done::Ok) => Answer::Done,
+        Ok(Done::Data(buffer)) => Answer::Data(buffer),
+        Ok(Done::Extents(extents)) => Answer::Status(
+            extents
+                .iter()
+                .map(|extent| {
+                    let zero = extent.state == engine::ExtentState::Zero;
+                    BlockRun {
+                        length_bytes: extent.len_bytes,
+                        hole: zero,
+                        zero,
+                    }
+                })
+                .collect(),
+        ),
+        Err(error) => {
+            use engine::ErrorKind as Kind;
+            let errno = match error.kind {
+                Kind::Invalid | Kind::OutOfRange => Errno::Invalid,
+                Kind::ReadOnly => Errno::Permission,
+                Kind::NoSpace => Errno::NoSpace,
+                Kind::Closed => Errno::Shutdown,
+                Kind::Busy => Errno::NoMemory,
+                Kind::Unsupported => Errno::NotSupported,
+                _ => Errno::Io,
+            };
+            Answer::Failed(Failure {
+                errno,
+                message: error.message,
+            })
+        }
+    }
+}

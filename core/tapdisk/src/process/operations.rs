@@ -1,0 +1,229 @@
+//! The operations of the control protocol.
+
+use super::images::{self, Create};
+use super::reactor::Key;
+use super::{Life, Process, ReplyTo};
+use crate::engine;
+use datapath::codec::Frame;
+use datapath::protocol::{Error, ErrorKind, PROTOCOL, Reply, Request, RequestFrame};
+use serde::Deserialize;
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use units::DpId;
+
+mod live;
+mod open;
+
+pub(super) use live::{Freezing, Live};
+pub(super) use open::Unserving;
+
+/// What an operation that needs not wait came to.
+type Answered = Result<Reply, Error>;
+
+impl Process {
+    /// Decodes a frame and carries out what it asks.
+    pub(super) fn take_frame(&mut self, control: Key, frame: Frame) {
+        let RequestFrame {
+            id,
+            request_id,
+            request,
+        } = match frame.decode() {
+            Ok(decoded) => decoded,
+            Err(error) => return self.refuse_frame(control, &frame, error),
+        };
+        let to = ReplyTo {
+            control,
+            id,
+            request_id,
+        };
+        tracing::debug!(request_id = %to.request_id, op = request.name(), "asked");
+        let greeted = self.controls.get(&control).is_some_and(|c| c.greeted);
+        if greeted == matches!(request, Request::Hello { .. }) {
+            let error = Error::new(
+                ErrorKind::Protocol,
+                "hello is the first request and no other",
+            );
+            return self.end_control(&to, error);
+        }
+        if let Some(answer) = self.carry_out(&to, request, frame.fds) {
+            self.answer(&to, answer);
+        }
+    }
+
+    /// A frame that is no request still gets its answer when it has an id.
+    fn refuse_frame(&mut self, control: Key, frame: &Frame, error: Error) {
+        #[derive(Deserialize)]
+        struct OnlyId {
+            id: u64,
+        }
+        let id = frame.decode::<OnlyId>().map_or(0, |frame| frame.id);
+        let request_id = "R:unknown".parse().expect("a valid request id");
+        self.answer(
+            &ReplyTo {
+                control,
+                id,
+                request_id,
+            },
+            Err(error),
+        );
+    }
+
+    fn end_control(&mut self, to: &ReplyTo, error: Error) {
+        self.answer(to, Err(error));
+        if let Some(control) = self.controls.get_mut(&to.control) {
+            control.end();
+        }
+    }
+
+    /// `None`: the answer comes later.
+    fn carry_out(&mut self, to: &ReplyTo, request: Request, fds: Vec<OwnedFd>) -> Option<Answered> {
+        let wanted = match &request {
+            Request::Open { layers, .. } => layers.len(),
+            Request::Serve { .. }
+            | Request::Snapshot { .. }
+            | Request::ImageCreate { .. }
+            | Request::ImageQuery { .. }
+            | Request::ImageResize { .. }
+            | Request::ImageHide { .. } => 1,
+            _ => 0,
+        };
+        if fds.len() != wanted {
+            let message = format!(
+                "{} takes {wanted} descriptors, got {}",
+                request.name(),
+                fds.len()
+            );
+            return Some(Err(Error::new(ErrorKind::Protocol, message)));
+        }
+        let mut fds = fds.into_iter();
+        match (request, fds.next()) {
+            (Request::Hello { protocol }, _) => Some(self.hello(to, &protocol)),
+            (
+                Request::Open {
+                    disk,
+                    layers,
+                    extent,
+                    access,
+                },
+                first,
+            ) => {
+                let layers = layers
+                    .into_iter()
+                    .zip(first.into_iter().chain(fds))
+                    .collect();
+                Some(self.open(disk, layers, extent, access))
+            }
+            (Request::Serve { disk, export }, Some(fd)) => Some(self.serve(&disk, export, fd)),
+            (Request::Unserve { disk }, _) => self.unserve(to, disk),
+            (Request::Close { disk }, _) => self.close(to, disk),
+            (Request::Snapshot { disk, leaf }, Some(fd)) => self.snapshot(to, disk, leaf, fd),
+            (Request::Freeze { disks }, _) => self.freeze(to, disks),
+            (Request::Thaw { disks }, _) => Some(self.thaw(&disks)),
+            (
+                Request::Resize {
+                    disk,
+                    virtual_bytes,
+                },
+                _,
+            ) => self.resize(to, disk, virtual_bytes),
+            (Request::List, _) => Some(Ok(self.list())),
+            (Request::Exit, _) => Some(self.exit(to)),
+            (request, Some(fd)) => Some(self.image(request, fd)),
+            (request, None) => {
+                let message = format!("{} came without its descriptor", request.name());
+                Some(Err(Error::new(ErrorKind::Protocol, message)))
+            }
+        }
+    }
+
+    fn hello(&mut self, to: &ReplyTo, protocol: &str) -> Answered {
+        let Some(control) = self.controls.get_mut(&to.control) else {
+            return Ok(Reply::Done);
+        };
+        if protocol != PROTOCOL {
+            control.end();
+            let message = format!("client speaks {protocol:.64}, this process {PROTOCOL}");
+            return Err(Error::new(ErrorKind::Protocol, message));
+        }
+        control.greeted = true;
+        Ok(Reply::Hello {
+            protocol: PROTOCOL.to_owned(),
+            pid: std::process::id(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        })
+    }
+
+    fn list(&self) -> Reply {
+        Reply::Disks {
+            disks: self.disks.iter().map(|(id, disk)| disk.state(id)).collect(),
+        }
+    }
+
+    fn exit(&mut self, to: &ReplyTo) -> Answered {
+        if !self.disks.is_empty() {
+            let message = format!("{} disks are open", self.disks.len());
+            return Err(Error::new(ErrorKind::Busy, message));
+        }
+        tracing::info!(request_id = %to.request_id, "told to exit");
+        self.life = Life::Leaving;
+        self.controls.values_mut().for_each(super::Control::end);
+        Ok(Reply::Done)
+    }
+
+    /// Operations on a container that no disk here has.
+    fn image(&mut self, request: Request, fd: OwnedFd) -> Answered {
+        let container = File::from(fd);
+        let changes = !matches!(request, Request::ImageQuery { .. });
+        if changes {
+            self.check_unused(&container)?;
+        }
+        match request {
+            Request::ImageCreate {
+                uuid,
+                virtual_bytes,
+                resize_max_bytes,
+                parent,
+                extent,
+            } => {
+                let new = Create {
+                    uuid,
+                    virtual_bytes,
+                    resize_max_bytes,
+                    parent,
+                    extent,
+                };
+                images::create(container, new).map(Reply::Image)
+            }
+            Request::ImageQuery { extent } => images::query(&container, extent).map(Reply::Image),
+            Request::ImageResize {
+                virtual_bytes,
+                extent,
+            } => images::resize(container, extent, virtual_bytes).map(Reply::Image),
+            Request::ImageHide { hidden, extent } => {
+                images::hide(container, extent, hidden).map(|()| Reply::Done)
+            }
+            other => {
+                let message = format!("{} takes no descriptor", other.name());
+                Err(Error::new(ErrorKind::Protocol, message))
+            }
+        }
+    }
+}
+
+fn found<T>(disk: Option<T>, id: &DpId) -> Result<T, Error> {
+    disk.ok_or_else(|| Error::new(ErrorKind::NotFound, format!("no disk {id}")))
+}
+
+/// An error of the engine as an error of the protocol.
+fn engine_error(e: engine::Error) -> Error {
+    use engine::ErrorKind as Engine;
+    let kind = match e.kind {
+        Engine::Chain => ErrorKind::Chain,
+        Engine::NoSpace => ErrorKind::NoSpace,
+        Engine::Busy => ErrorKind::Busy,
+        Engine::Closed => ErrorKind::NotFound,
+        Engine::Io | Engine::Poisoned => ErrorKind::Io,
+        _ => ErrorKind::Unsupported,
+    };
+    Error::new(kind, e.message)
+}

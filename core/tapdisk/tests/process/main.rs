@@ -1,0 +1,11 @@
+//! The real binary, driven by the real client over real sockets, with other people's tools as
+//! witnesses: `nbdinfo`, `nbdcopy`, `qemu-img` and the checker that was written without vhd-rs.
+
+#![expect(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
+
+mod bench;
+mod control;
+mod images;
+mod life;
+mod serving;
+mod snapshots;
