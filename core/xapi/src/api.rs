@@ -19,6 +19,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::Instrument;
@@ -230,6 +231,12 @@ impl Api {
         self.methods.find(method).map(|method| method.role)
     }
 
+    /// Every method, served or not.
+    #[cfg(test)]
+    pub(crate) fn all_methods(&self) -> impl Iterator<Item = &Method> {
+        self.methods.all()
+    }
+
     fn sweep_in_background(self: &Arc<Self>) {
         let api = self.clone();
         self.spawn(async move {
@@ -347,19 +354,26 @@ impl Api {
         if pace == Pace::Quick && !is_async {
             return handler(call).await;
         }
+        let name = method.full_name();
         let label = if is_async {
-            format!("Async.{}", method.full_name())
+            format!("Async.{name}")
         } else {
-            method.full_name()
+            name
         };
-        let task = TaskHandle::start(self, &call, &label).await?;
-        call.task = Some(task.clone());
-        let reference = task.reference().clone();
-        let running = self
-            .work
-            .spawn(async move { task.run(handler(call), is_async).await }.in_current_span());
-        if is_async {
-            return Ok(Value::Ref(reference));
+        let (begun, begins) = oneshot::channel();
+        let api = self.clone();
+        let running = self.work.spawn(
+            async move {
+                let task = TaskHandle::start(&api, &call, &label).await?;
+                // Nobody listens to a call that is not asynchronous, or any more.
+                drop(begun.send(task.reference().clone()));
+                call.task = Some(task.clone());
+                task.run(handler(call), is_async).await
+            }
+            .in_current_span(),
+        );
+        if is_async && let Ok(task) = begins.await {
+            return Ok(Value::Ref(task));
         }
         running
             .await

@@ -35,6 +35,10 @@ pub mod model;
 mod services;
 mod session;
 mod task;
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
 mod transfer;
 mod view;
 pub mod wire;

@@ -193,6 +193,23 @@ impl Sessions {
         Ok(())
     }
 
+    /// Makes a session look as if it had not been used for so long.
+    #[cfg(test)]
+    pub(crate) fn age(&self, reference: &Ref, by_ms: i64) {
+        if let Some(session) = self.live.read().get(reference) {
+            session.last_active_ms.fetch_sub(by_ms, Ordering::Relaxed);
+        }
+    }
+
+    /// How long nobody has used a session.
+    #[cfg(test)]
+    pub(crate) fn idle_ms(&self, reference: &Ref) -> i64 {
+        let live = self.live.read();
+        live.get(reference).map_or(0, |session| {
+            now_ms().saturating_sub(session.last_active_ms())
+        })
+    }
+
     /// The sessions of one account.
     pub(crate) fn of_user(&self, user: &str) -> Vec<Ref> {
         let live = self.live.read();

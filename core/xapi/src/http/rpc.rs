@@ -5,7 +5,7 @@ use crate::api::{Api, Caller};
 use crate::wire::{jsonrpc, xmlrpc};
 use bytes::Bytes;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
-use hyper::body::Incoming;
+use hyper::body::{Body as _, Incoming};
 use hyper::{Request, Response, StatusCode};
 use std::sync::Arc;
 use std::time::Duration;
@@ -57,14 +57,21 @@ pub(super) async fn json(
 }
 
 async fn read(request: Request<Incoming>) -> Result<Bytes, Response<Body>> {
-    let body = Limited::new(request.into_body(), BODY_BYTES_MAX).collect();
-    match timeout(BODY_TIME_MAX, body).await {
-        Ok(Ok(body)) => Ok(body.to_bytes()),
-        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(respond(
+    let too_large = || {
+        respond(
             StatusCode::PAYLOAD_TOO_LARGE,
             "text/plain",
             "the call is too large\n",
-        )),
+        )
+    };
+    // Said beforehand, it need not be read first.
+    if request.body().size_hint().lower() > BODY_BYTES_MAX as u64 {
+        return Err(too_large());
+    }
+    let body = Limited::new(request.into_body(), BODY_BYTES_MAX).collect();
+    match timeout(BODY_TIME_MAX, body).await {
+        Ok(Ok(body)) => Ok(body.to_bytes()),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(too_large()),
         Ok(Err(_)) => Err(respond(
             StatusCode::BAD_REQUEST,
             "text/plain",

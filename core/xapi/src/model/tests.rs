@@ -132,7 +132,7 @@ fn every_default_fits_its_field_and_the_database_takes_the_schema() {
         }
     }
     let dir = tempfile::tempdir().unwrap();
-    database::Database::open(&dir.path().join("state.redb"), model.database_schema()).unwrap();
+    database::Database::open(dir.path().join("state.redb"), model.database_schema()).unwrap();
 }
 
 #[test]
