@@ -16,6 +16,7 @@ mod context;
 mod errors;
 mod generic;
 mod help;
+mod kinds;
 mod line;
 mod other;
 mod output;

@@ -217,11 +217,11 @@ const SENTENCES: &[(&str, &str)] = &[
         "SR_HAS_PBD",
         "The storage repository is still plugged in; unplug its PBDs first.",
     ),
-    ("SR_NOT_EMPTY", "The storage repository still has disks."),
     (
         "SR_NOT_ATTACHED",
         "The storage repository is not plugged in on this host.",
     ),
+    ("SR_NOT_EMPTY", "The storage repository still has disks."),
     (
         "SR_OPERATION_NOT_SUPPORTED",
         "The storage repository cannot do this.",

@@ -2,9 +2,10 @@
 
 use super::context::{Context, Job};
 use super::errors::CliError;
+use super::kinds::Kind;
 use super::line::{BYTES_EXPECTED, parse_bytes};
 use super::output::Pair;
-use super::records::{Column, Kind, Shape};
+use super::records::{Column, Shape};
 use super::select::{self, Selected};
 use crate::model::Type;
 use database::{Ref, Snapshot, Value};
@@ -152,7 +153,7 @@ fn shown(job: &Job, kind: &'static Kind) -> Result<Vec<&'static Column>, CliErro
         Some("all") => return Ok(kind.columns.iter().collect()),
         Some(names) => names.split(',').map(str::trim).collect(),
         None if kind.shown.is_empty() => return Ok(kind.columns.iter().collect()),
-        None => kind.shown.to_vec(),
+        None => kind.shown.clone(),
     };
     for name in &names {
         column(kind, name)?;

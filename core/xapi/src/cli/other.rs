@@ -2,7 +2,7 @@
 
 use super::context::Context;
 use super::errors::CliError;
-use super::records;
+use super::kinds;
 use super::select;
 use crate::datetime;
 use database::Value;
@@ -128,8 +128,8 @@ pub(super) async fn message_destroy_all(context: &mut Context<'_>) -> Result<(),
 /// Waits until some object of a class passes all conditions, or until the client leaves.
 pub(super) async fn event_wait(context: &mut Context<'_>) -> Result<(), CliError> {
     let name = context.params.require("class")?;
-    let kind = records::kind(name)
-        .ok_or_else(|| CliError::failure(format!("There is no class {name}")))?;
+    let kind =
+        kinds::kind(name).ok_or_else(|| CliError::failure(format!("There is no class {name}")))?;
     let mut revisions = context.api.db.subscribe();
     let stopping = context.api.stopping().clone();
     loop {

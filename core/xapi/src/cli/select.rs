@@ -2,8 +2,9 @@
 
 use super::context::Job;
 use super::errors::CliError;
+use super::kinds::{self, Kind};
 use super::line::Params;
-use super::records::{self, Kind, Shape};
+use super::records::Shape;
 use database::{Ref, Snapshot, Value};
 
 /// Parameters that never select anything.
@@ -135,7 +136,7 @@ pub(super) async fn list(job: &Job, kind: &Kind, own: &[&str]) -> Result<Vec<Sel
 /// Selects the objects that a command acts on: by `<kind>=` a uuid or a name, or by conditions. More
 /// than one only with `--multiple`.
 pub(super) async fn some(job: &Job, kind_name: &str) -> Result<Vec<Selected>, CliError> {
-    let kind = records::kind(kind_name)
+    let kind = kinds::kind(kind_name)
         .ok_or_else(|| CliError::failure(format!("there are no objects of kind {kind_name}")))?;
     let mut own = job.command.takes();
     own.push(kind.name);

@@ -3,7 +3,7 @@
 use super::context::Context;
 use super::errors::CliError;
 use super::generic::{self, Verb};
-use super::records::{self, Kind};
+use super::kinds::{self, Kind};
 use super::{other, storage, transfer, vbd, vm};
 use std::pin::Pin;
 
@@ -132,7 +132,7 @@ pub(super) fn find(name: &str) -> Option<Command> {
         return Some(Command::Own(own));
     }
     Verb::ALL.into_iter().rev().find_map(|verb| {
-        let kind = records::kind(name.strip_suffix(verb.suffix())?)?;
+        let kind = kinds::kind(name.strip_suffix(verb.suffix())?)?;
         Command::generic(kind, verb)
     })
 }
@@ -140,7 +140,7 @@ pub(super) fn find(name: &str) -> Option<Command> {
 /// Lists all commands, sorted by name.
 pub(super) fn all() -> Vec<Command> {
     let own = OWN.iter().map(Command::Own);
-    let generic = records::kinds().iter().flat_map(|kind| {
+    let generic = kinds::kinds().iter().flat_map(|kind| {
         Verb::ALL
             .into_iter()
             .filter_map(|verb| Command::generic(kind, verb))
@@ -251,7 +251,7 @@ mod tests {
     #[test]
     fn what_a_command_selects_is_a_kind() {
         for kind in OWN.iter().filter_map(|spec| spec.selects) {
-            assert!(records::kind(kind).is_some(), "{kind}");
+            assert!(kinds::kind(kind).is_some(), "{kind}");
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use super::context::{Context, Job};
 use super::errors::CliError;
-use super::records;
+use super::kinds;
 use super::select::{self, Selected};
 use super::storage::new_record;
 use database::{Ref, Row, Value};
@@ -326,7 +326,7 @@ async fn show(
         .params
         .get(&format!("{kind_name}-params"))
         .unwrap_or(default);
-    let kind = records::kind(kind_name)
+    let kind = kinds::kind(kind_name)
         .ok_or_else(|| CliError::failure(format!("there are no {kind_name}s")))?;
     if asked == "none" {
         return Ok(());

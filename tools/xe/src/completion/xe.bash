@@ -138,8 +138,8 @@ _xe() {
     before=${cur%"$before"}
     for word in "${found[@]}"; do
         [[ $word == "$typed"* ]] || continue
-        shown=$(printf '%q' "$prefix$word")
-        shown=${shown#"$(printf '%q' "$before")"}
+        shown=$prefix$(printf '%q' "$word")
+        shown=${shown#"$before"}
         [[ $word == *[=:-] ]] || shown+=" "
         COMPREPLY+=("$shown")
     done
