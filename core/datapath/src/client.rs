@@ -11,10 +11,13 @@
 //!                                   one fails with Gone
 //! ```
 
+mod operations;
+
+pub use operations::NewImage;
+
 use crate::codec::{FrameReader, FrameWriter, Read};
 use crate::protocol::{
-    Access, DiskState, Error, ErrorKind, Extent, Format, ImageInfo, Outcome, PROTOCOL, ParentRef,
-    Reply, ReplyFrame, Request, RequestFrame,
+    Error, ErrorKind, Outcome, PROTOCOL, Reply, ReplyFrame, Request, RequestFrame,
 };
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
@@ -24,8 +27,7 @@ use tokio::io::Interest;
 use tokio::net::UnixStream;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::timeout;
-use units::{DpId, RequestId};
-use uuid::Uuid;
+use units::RequestId;
 
 /// How long a call may take before it fails with `Gone`. Longer than any flush of a healthy disk.
 pub const CALL_DEADLINE: Duration = Duration::from_secs(60);
@@ -42,21 +44,6 @@ pub struct Client {
     gone: watch::Receiver<Option<String>>,
     pid: u32,
     version: String,
-}
-
-/// What `image_create` writes.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct NewImage {
-    /// Its uuid.
-    pub uuid: Uuid,
-    /// Size a guest sees; rounded up to 2 MiB.
-    pub virtual_bytes: u64,
-    /// Size up to which metadata is laid out, so that a later resize is fast.
-    pub resize_max_bytes: u64,
-    /// `None`: dynamic. `Some`: differencing.
-    pub parent: Option<ParentRef>,
-    /// How the container ends.
-    pub extent: Extent,
 }
 
 #[derive(Debug)]
@@ -216,286 +203,6 @@ impl Client {
             .clone()
             .unwrap_or_else(|| "connection closed".to_owned());
         Error::gone(format!("{op}: process {}: {why}", self.pid))
-    }
-}
-
-/// One method per operation; each has the errors and cancel safety of [`Client::call`].
-impl Client {
-    /// Opens a chain, leaf first.
-    ///
-    /// # Errors
-    /// As [`Client::call`].
-    pub async fn open(
-        &self,
-        request_id: &RequestId,
-        disk: &DpId,
-        layers: Vec<(Format, OwnedFd)>,
-        extent: Extent,
-        access: Access,
-    ) -> Result<DiskState, Error> {
-        let (layers, fds) = layers.into_iter().unzip();
-        let request = Request::Open {
-            disk: disk.clone(),
-            layers,
-            extent,
-            access,
-        };
-        self.disk("open", request_id, request, fds).await
-    }
-
-    /// Serves an open disk on a listening socket (see [`crate::listen`]).
-    ///
-    /// # Errors
-    /// As [`Client::call`].
-    pub async fn serve(
-        &self,
-        request_id: &RequestId,
-        disk: &DpId,
-        export: &str,
-        listener: OwnedFd,
-    ) -> Result<(), Error> {
-        let request = Request::Serve {
-            disk: disk.clone(),
-            export: export.to_owned(),
-        };
-        self.done("serve", request_id, request, vec![listener])
-            .await
-    }
-
-    /// Stops serving a disk.
-    ///
-    /// # Errors
-    /// As [`Client::call`].
-    pub async fn unserve(&self, request_id: &RequestId, disk: &DpId) -> Result<(), Error> {
-        self.done(
-            "unserve",
-            request_id,
-            Request::Unserve { disk: disk.clone() },
-            vec![],
-        )
-        .await
-    }
-
-    /// Flushes, writes footers and closes a disk.
-    ///
-    /// # Errors
-    /// As [`Client::call`].
-    pub async fn close(&self, request_id: &RequestId, disk: &DpId) -> Result<(), Error> {
-        self.done(
-            "close",
-            request_id,
-            Request::Close { disk: disk.clone() },
-            vec![],
-        )
-        .await
-    }
-
-    /// Puts a new, empty leaf on top of a live disk.
-    ///
-    /// # Errors
-    /// As [`Client::call`].
-    pub async fn snapshot(
-        &self,
-        request_id: &RequestId,
-        disk: &DpId,
-        leaf: Uuid,
-        container: OwnedFd,
-    ) -> Result<DiskState, Error> {
-        let request = Request::Snapshot {
-            disk: disk.clone(),
-            leaf,
-        };
-        self.disk("snapshot", request_id, request, vec![container])
-            .await
-    }
-
-    /// Holds back new requests of all these disks and drains those in flight.
-    ///
-    /// # Errors
-    /// As [`Client::call`].
-    pub async fn freeze(&self, request_id: &RequestId, disks: &[DpId]) -> Result<(), Error> {
-        self.done(
-            "freeze",
-            request_id,
-            Request::Freeze {
-                disks: disks.to_vec(),
-            },
-            vec![],
-        )
-        .await
-    }
-
-    /// Undoes [`Client::freeze`].
-    ///
-    /// # Errors
-    /// As [`Client::call`].
-    pub async fn thaw(&self, request_id: &RequestId, disks: &[DpId]) -> Result<(), Error> {
-        self.done(
-            "thaw",
-            request_id,
-            Request::Thaw {
-                disks: disks.to_vec(),
-            },
-            vec![],
-        )
-        .await
-    }
-
-    /// Grows a live disk.
-    ///
-    /// # Errors
-    /// As [`Client::call`].
-    pub async fn resize(
-        &self,
-        request_id: &RequestId,
-        disk: &DpId,
-        virtual_bytes: u64,
-    ) -> Result<DiskState, Error> {
-        let request = Request::Resize {
-            disk: disk.clone(),
-            virtual_bytes,
-        };
-        self.disk("resize", request_id, request, vec![]).await
-    }
-
-    /// Every disk of the process.
-    ///
-    /// # Errors
-    /// As [`Client::call`].
-    pub async fn list(&self, request_id: &RequestId) -> Result<Vec<DiskState>, Error> {
-        match self.call(request_id, Request::List, vec![]).await? {
-            Reply::Disks { disks } => Ok(disks),
-            other => Err(unexpected("list", &other)),
-        }
-    }
-
-    /// Ends the process; `Busy` while it has disks.
-    ///
-    /// # Errors
-    /// As [`Client::call`].
-    pub async fn exit(&self, request_id: &RequestId) -> Result<(), Error> {
-        self.done("exit", request_id, Request::Exit, vec![]).await
-    }
-
-    /// Writes a new VHD into an empty container.
-    ///
-    /// # Errors
-    /// As [`Client::call`].
-    pub async fn image_create(
-        &self,
-        request_id: &RequestId,
-        image: NewImage,
-        container: OwnedFd,
-    ) -> Result<ImageInfo, Error> {
-        let NewImage {
-            uuid,
-            virtual_bytes,
-            resize_max_bytes,
-            parent,
-            extent,
-        } = image;
-        let request = Request::ImageCreate {
-            uuid,
-            virtual_bytes,
-            resize_max_bytes,
-            parent,
-            extent,
-        };
-        self.image("image-create", request_id, request, container)
-            .await
-    }
-
-    /// Reads an image's description.
-    ///
-    /// # Errors
-    /// As [`Client::call`].
-    pub async fn image_query(
-        &self,
-        request_id: &RequestId,
-        extent: Extent,
-        container: OwnedFd,
-    ) -> Result<ImageInfo, Error> {
-        self.image(
-            "image-query",
-            request_id,
-            Request::ImageQuery { extent },
-            container,
-        )
-        .await
-    }
-
-    /// Grows an image that nobody has open.
-    ///
-    /// # Errors
-    /// As [`Client::call`].
-    pub async fn image_resize(
-        &self,
-        request_id: &RequestId,
-        virtual_bytes: u64,
-        extent: Extent,
-        container: OwnedFd,
-    ) -> Result<ImageInfo, Error> {
-        let request = Request::ImageResize {
-            virtual_bytes,
-            extent,
-        };
-        self.image("image-resize", request_id, request, container)
-            .await
-    }
-
-    /// Sets or clears the hidden flag of an image that nobody writes.
-    ///
-    /// # Errors
-    /// As [`Client::call`].
-    pub async fn image_hide(
-        &self,
-        request_id: &RequestId,
-        hidden: bool,
-        extent: Extent,
-        container: OwnedFd,
-    ) -> Result<(), Error> {
-        let request = Request::ImageHide { hidden, extent };
-        self.done("image-hide", request_id, request, vec![container])
-            .await
-    }
-
-    async fn done(
-        &self,
-        op: &str,
-        request_id: &RequestId,
-        request: Request,
-        fds: Vec<OwnedFd>,
-    ) -> Result<(), Error> {
-        match self.call(request_id, request, fds).await? {
-            Reply::Done => Ok(()),
-            other => Err(unexpected(op, &other)),
-        }
-    }
-
-    async fn disk(
-        &self,
-        op: &str,
-        request_id: &RequestId,
-        request: Request,
-        fds: Vec<OwnedFd>,
-    ) -> Result<DiskState, Error> {
-        match self.call(request_id, request, fds).await? {
-            Reply::Disk(state) => Ok(state),
-            other => Err(unexpected(op, &other)),
-        }
-    }
-
-    async fn image(
-        &self,
-        op: &str,
-        request_id: &RequestId,
-        request: Request,
-        container: OwnedFd,
-    ) -> Result<ImageInfo, Error> {
-        match self.call(request_id, request, vec![container]).await? {
-            Reply::Image(info) => Ok(info),
-            other => Err(unexpected(op, &other)),
-        }
     }
 }
 

@@ -87,7 +87,8 @@ impl Supervisor {
         Ok(fresh)
     }
 
-    /// Names of the processes that answer, in order; sockets of dead ones are removed.
+    /// Names of the processes that live, in order; sockets of dead ones are removed. One that lives
+    /// and does not answer is among them, as it may still write: [`Supervisor::client`] tells.
     ///
     /// # Errors
     /// `Io` when the directory cannot be read; an absent one is an empty list.
@@ -104,7 +105,7 @@ impl Supervisor {
                 names.push(name);
                 continue;
             }
-            match Client::connect(&socket, &RequestId::random()).await {
+            match connect_to_living(&socket, &RequestId::random()).await {
                 Ok(found) => {
                     *client = Some(found);
                     names.push(name);
@@ -115,8 +116,10 @@ impl Supervisor {
                     drop(client);
                     self.slots.lock().remove(&name);
                 }
-                // It lives but does not answer: not ours to clear away, the operator must see it.
-                Err(e) => tracing::warn!(process = name, error = %e, "data path does not answer"),
+                Err(e) => {
+                    tracing::warn!(process = name, error = %e, "a data path does not answer");
+                    names.push(name);
+                }
             }
         }
         names.sort();
