@@ -218,7 +218,9 @@ impl Host {
                     .await?;
             }
             BackendCall::Reopen(access) => {
-                let _ready = live.ok_or_else(|| StorageError::no_sr(record.sr))?;
+                let ready = live.ok_or_else(|| StorageError::no_sr(record.sr))?;
+                // The records say what to open only when no switch is under way.
+                self.settle_vdis(ctx, ready, &[record.vdi]).await?;
                 self.close_disk(ctx, open, &disk).await?;
                 // The process of a VM serves what the VM writes; without writers, a reader's does.
                 let process = match access {

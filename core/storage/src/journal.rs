@@ -69,6 +69,12 @@ impl Intent {
         }
     }
 
+    /// Whether its operation runs without the lock of a VDI or an SR. Any other one that is found
+    /// by whoever has the lock was left, even by a panic.
+    fn is_long(&self) -> bool {
+        matches!(&self.work, Work::Make { change, .. } if change.vdis.is_empty())
+    }
+
     /// Containers that are ours though no record names them.
     pub(crate) fn created(&self) -> &[ContainerId] {
         match &self.work {
@@ -160,7 +166,7 @@ impl Host {
         let intents = self.intents.lock();
         let left = intents
             .iter()
-            .filter(|(_, held)| held.left && held.intent.sr == sr);
+            .filter(|(_, Held { intent, left })| intent.sr == sr && (*left || !intent.is_long()));
         left.map(|(id, held)| (*id, held.intent.clone())).collect()
     }
 

@@ -36,15 +36,21 @@ impl Host {
             .parse()
             .expect("a uuid makes a valid datapath id");
         let backend = self.attach(ctx, &dp, sr, vdi, &process(id), access).await?;
-        // From here on dropping it detaches.
         let transfer = Transfer {
             nbd: backend.nbd,
             virtual_bytes: backend.virtual_bytes,
             dp: dp.clone(),
             host: Some(Arc::clone(self)),
         };
-        self.activate(ctx, &dp, sr, vdi).await?;
-        Ok(transfer)
+        match self.activate(ctx, &dp, sr, vdi).await {
+            Ok(()) => Ok(transfer),
+            Err(e) => {
+                if let Err(e) = transfer.close(ctx).await {
+                    tracing::warn!(%dp, error = %e, "a transfer that did not start stays attached");
+                }
+                Err(e)
+            }
+        }
     }
 
     pub(crate) async fn vdi_copy(

@@ -62,9 +62,18 @@ impl DataPaths for Tapdisks {
         request_id: &RequestId,
         process: &str,
     ) -> Result<Option<Vec<DiskState>>, Error> {
-        match self.running_client(request_id, process).await? {
-            Some(client) => client.list(request_id).await.map(Some),
-            None => Ok(None),
+        let Some(client) = self.running_client(request_id, process).await? else {
+            return Ok(None);
+        };
+        match client.list(request_id).await {
+            // It may have died only now, and then its socket says so.
+            Err(e) if e.kind == ErrorKind::Gone => {
+                match self.running_client(request_id, process).await? {
+                    Some(client) => client.list(request_id).await.map(Some),
+                    None => Ok(None),
+                }
+            }
+            listed => listed.map(Some),
         }
     }
 
@@ -103,9 +112,14 @@ impl DataPaths for Tapdisks {
         let endpoint = self.endpoint(disk)?;
         let _lock = self.locks.lock(process.to_owned()).await;
         if let Some(client) = self.running_client(request_id, process).await? {
-            match client.unserve(request_id, disk).await {
-                Err(e) if e.kind != ErrorKind::NotFound => return Err(e),
-                _ => client.close(request_id, disk).await?,
+            match close_served(&client, request_id, disk).await {
+                // What died has closed its disks.
+                Err(e) if e.kind == ErrorKind::Gone => {
+                    if self.running_client(request_id, process).await?.is_some() {
+                        return Err(e);
+                    }
+                }
+                closed => closed?,
             }
             self.exit_idle(request_id, process).await;
         }
@@ -208,6 +222,13 @@ impl DataPaths for Tapdisks {
         progress: &(dyn Fn(f64) + Send + Sync),
     ) -> Result<(), Error> {
         copy::copy(from, to, bytes, progress).await
+    }
+}
+
+async fn close_served(client: &Client, request_id: &RequestId, disk: &DpId) -> Result<(), Error> {
+    match client.unserve(request_id, disk).await {
+        Err(e) if e.kind != ErrorKind::NotFound => Err(e),
+        _ => client.close(request_id, disk).await,
     }
 }
 

@@ -46,6 +46,7 @@ async fn a_snapshot_during_a_copy_disturbs_neither() {
     let copy = host
         .manager
         .vdi_copy(&caller, host.sr, vdi, other, NewName::default(), watch);
+    host.world.state.lock().copies_wait = true;
     let snapshot = async {
         while copied.lock().is_empty() {
             tokio::task::yield_now().await;
@@ -58,6 +59,7 @@ async fn a_snapshot_during_a_copy_disturbs_neither() {
             copied.lock().last().is_some_and(|part| *part < 1.0),
             "the copy was over"
         );
+        host.world.state.lock().copies_wait = false;
         made.expect("a snapshot")
     };
     let (copy, snapshot) = tokio::join!(copy, snapshot);
@@ -123,11 +125,14 @@ async fn detaching_the_target_ends_a_copy_and_attaching_clears_it_away() {
     let copy = host
         .manager
         .vdi_copy(&caller, host.sr, vdi, other, NewName::default(), watch);
+    host.world.state.lock().copies_wait = true;
     let detach = async {
         while *copied.lock() == 0.0 {
             tokio::task::yield_now().await;
         }
-        host.manager.sr_detach(&ctx(), other).await
+        let detached = host.manager.sr_detach(&ctx(), other).await;
+        host.world.state.lock().copies_wait = false;
+        detached
     };
     let (copy, detach) = tokio::join!(copy, detach);
     detach.expect("detached");

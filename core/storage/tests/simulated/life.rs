@@ -140,11 +140,7 @@ async fn an_sr_without_its_metadata_or_with_anothers_is_never_taken_for_an_empty
         .sr_attach(&ctx(), host.sr, "sim", &config(host.sr))
         .await;
     assert_eq!(attached.unwrap_err().kind(), StorageErrorKind::SrMetadata);
-    assert_eq!(
-        host.world.state.lock().attached[&host.sr],
-        false,
-        "left attached"
-    );
+    assert!(!host.world.state.lock().attached[&host.sr], "left attached");
 
     let other = SrUuid::random();
     {
@@ -224,7 +220,7 @@ async fn a_scan_reports_strangers_marks_the_missing_and_deletes_neither() {
         let scan = host.manager.sr_scan(&ctx(), host.sr).await;
         if n == 0 {
             let scan = scan.expect("one of three may be missing");
-            assert_eq!(scan.orphans, [stranger.clone()]);
+            assert_eq!(scan.orphans, std::slice::from_ref(&stranger));
             let missing: Vec<_> = scan
                 .vdis
                 .iter()
@@ -440,6 +436,42 @@ async fn a_data_path_that_refuses_a_new_leaf_goes_on_with_the_old_one() {
 }
 
 #[tokio::test]
+async fn a_new_leaf_that_is_taken_too_late_is_still_there() {
+    let host = Host::new().await;
+    let vdi = host.create(&[(1, 1)]).await;
+    host.plug(vdi, "a", "vm-1", Access::ReadWrite).await;
+    host.world.state.lock().late_snapshots = true;
+    let failed = host
+        .manager
+        .vdi_snapshot(&ctx(), host.sr, vdi, NewName::default())
+        .await;
+    assert_eq!(failed.unwrap_err().kind(), StorageErrorKind::Backend);
+    // Nothing is decided as long as nobody knows; only this VDI waits.
+    let again = host
+        .manager
+        .vdi_snapshot(&ctx(), host.sr, vdi, NewName::default())
+        .await;
+    assert_eq!(again.unwrap_err().kind(), StorageErrorKind::Backend);
+    host.create(&[]).await;
+    host.world.deliver();
+    assert!(host.world.guest_write(vdi, 2, 2));
+    host.world.state.lock().late_snapshots = false;
+    let scan = host.manager.sr_scan(&ctx(), host.sr).await.expect("a scan");
+    assert_eq!(
+        (scan.vdis.len(), scan.orphans, host.world.journal_records()),
+        (3, vec![], 0)
+    );
+    let snapshot = scan
+        .vdis
+        .iter()
+        .find(|info| info.is_a_snapshot)
+        .expect("it was taken");
+    assert_eq!(host.content(snapshot.vdi).await, [(1, 1)].into());
+    assert_eq!(host.content(vdi).await, [(1, 1), (2, 2)].into());
+    host.world.assert_no_violations();
+}
+
+#[tokio::test]
 async fn only_whole_images_without_a_parent_are_adopted() {
     let host = Host::new().await;
     let import = async |parent: Option<(String, uuid::Uuid)>, virtual_bytes| {
@@ -500,5 +532,51 @@ async fn only_whole_images_without_a_parent_are_adopted() {
         host.content(clone.expect("a clone").vdi).await,
         [(1, 1)].into()
     );
+    host.world.assert_no_violations();
+}
+
+#[tokio::test]
+async fn containers_of_reserved_capacity_grow_with_their_image_and_take_no_stream() {
+    let host = Host::new().await;
+    host.manager
+        .sr_detach(&ctx(), host.sr)
+        .await
+        .expect("detached");
+    host.world.state.lock().reserved = true;
+    host.manager
+        .sr_attach(&ctx(), host.sr, "sim", &config(host.sr))
+        .await
+        .expect("attached");
+    let vdi = host.create(&[(1, 1)]).await;
+    host.plug(vdi, "a", "vm-1", Access::ReadWrite).await;
+    host.manager
+        .vdi_snapshot(&ctx(), host.sr, vdi, named("s"))
+        .await
+        .expect("a snapshot");
+    let grown = host
+        .manager
+        .vdi_resize(&ctx(), host.sr, vdi, 1 << 30)
+        .await
+        .expect("grown");
+    let capacity = |leaf: &units::ContainerId| {
+        let place = (host.sr, leaf.clone());
+        host.world
+            .state
+            .lock()
+            .capacities
+            .get(&place)
+            .copied()
+            .expect("a capacity")
+    };
+    assert!(
+        capacity(&grown.leaf) > 1 << 30,
+        "{} bytes",
+        capacity(&grown.leaf)
+    );
+    let import = host
+        .manager
+        .vdi_import_container(&ctx(), host.sr, 1 << 20)
+        .await;
+    assert_eq!(import.unwrap_err().kind(), StorageErrorKind::Unsupported);
     host.world.assert_no_violations();
 }

@@ -1,6 +1,6 @@
 //! The traits of the outside, on the [`World`].
 
-use crate::world::{Bytes, EXTENT, Image, OpenDisk, Outside, Place, handle_sr, place};
+use crate::world::{Bytes, Image, OpenDisk, Outside, Place, handle_sr, place};
 use async_trait::async_trait;
 use datapath::{Access, DiskState, Error, ErrorKind, Extent, ImageInfo, NewImage};
 use plugin::{
@@ -152,12 +152,16 @@ impl StoragePlugin for Outside {
 
     async fn sr_stat(&self, handle: &SrHandle) -> Result<SrStat, PluginError> {
         let sr = self.attached("sr.stat", handle)?;
-        self.plugin_call("sr.stat", sr, |_| {
+        self.plugin_call("sr.stat", sr, |outside| {
+            let capacity = match outside.world.state.lock().extent() {
+                Extent::Reserved => Capacity::Reserved,
+                Extent::Grows => Capacity::Grows,
+            };
             let (total_bytes, free_bytes) = (1 << 40, 1 << 39);
             Ok(SrStat {
                 total_bytes,
                 free_bytes,
-                capacity: Capacity::Grows,
+                capacity,
                 health: Ok(()),
             })
         })
@@ -250,15 +254,24 @@ impl StoragePlugin for Outside {
 
     async fn container_grow(
         &self,
-        _: &SrHandle,
-        _: &ContainerId,
-        _: u64,
+        handle: &SrHandle,
+        id: &ContainerId,
+        capacity_bytes: u64,
     ) -> Result<Container, PluginError> {
-        Err(said(
-            PluginErrorKind::Unsupported,
-            "containers.grow",
-            "files grow by themselves",
-        ))
+        let sr = self.attached("containers.grow", handle)?;
+        self.plugin_call("containers.grow", sr, |outside| {
+            let mut state = outside.world.state.lock();
+            if !state.reserved {
+                state.violation(format!("{id} is grown though it grows by itself"));
+            }
+            state.capacities.insert((sr, id.clone()), capacity_bytes);
+            Ok(Container {
+                id: id.clone(),
+                capacity_bytes,
+                used_bytes: 0,
+            })
+        })
+        .await
     }
 
     async fn container_locate(
@@ -406,7 +419,7 @@ impl DataPaths for Outside {
         extent: Extent,
         access: Access,
     ) -> Result<DiskState, Error> {
-        assert_eq!(extent, EXTENT);
+        assert_eq!(extent, self.world.state.lock().extent());
         let chain: Vec<_> = chain.iter().map(|layer| place(&layer.location)).collect();
         self.data_path_call(|outside| {
             outside.check_chain(&chain)?;
@@ -476,6 +489,11 @@ impl DataPaths for Outside {
                     ErrorKind::Chain,
                     "not a child of the present leaf",
                 ));
+            }
+            if outside.world.state.lock().late_snapshots {
+                let asked = (process.to_owned(), disk.clone(), new.clone());
+                outside.world.state.lock().on_the_way.push(asked);
+                return Err(Error::new(ErrorKind::Gone, "no answer in time"));
             }
             open.chain.insert(0, new.clone());
             let mut state = outside.world.state.lock();
@@ -629,6 +647,9 @@ impl DataPaths for Outside {
             }
             let done = f64::from(u32::try_from(n + 1).unwrap_or(u32::MAX));
             progress(done / f64::from(u32::try_from(blocks).unwrap_or(u32::MAX)));
+            while self.world.state.lock().copies_wait {
+                tokio::task::yield_now().await;
+            }
         }
         if self.point().await {
             Err(gone())

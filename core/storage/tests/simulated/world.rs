@@ -66,6 +66,14 @@ pub(crate) struct State {
     pub(crate) processes: BTreeMap<String, BTreeMap<DpId, OpenDisk>>,
     pub(crate) hung: Option<SrUuid>,
     pub(crate) refuses_snapshots: bool,
+    /// New leaves are taken after the caller has given up waiting, which is when the test says so.
+    pub(crate) late_snapshots: bool,
+    pub(crate) on_the_way: Vec<(String, DpId, Place)>,
+    /// Copies stop after their first block until this is taken back.
+    pub(crate) copies_wait: bool,
+    /// Whether SRs set capacity aside, and what each container of such an SR has.
+    pub(crate) reserved: bool,
+    pub(crate) capacities: BTreeMap<Place, u64>,
     violations: Vec<String>,
 }
 
@@ -177,6 +185,22 @@ impl World {
         true
     }
 
+    /// The data path gets to what it was asked for and did not answer.
+    pub(crate) fn deliver(&self) {
+        let mut state = self.state.lock();
+        for (process, disk, leaf) in std::mem::take(&mut state.on_the_way) {
+            assert!(
+                state.containers.contains_key(&leaf),
+                "the new leaf was removed under way"
+            );
+            let disks = state.processes.get_mut(&process).expect("the process");
+            let chain = &mut disks.get_mut(&disk).expect("its disk").chain;
+            if chain.first() != Some(&leaf) {
+                chain.insert(0, leaf);
+            }
+        }
+    }
+
     /// What a guest reads through whatever process has its disk.
     pub(crate) fn guest_read(&self, vdi: VdiUuid) -> Option<Content> {
         let state = self.state.lock();
@@ -218,6 +242,14 @@ impl World {
 }
 
 impl State {
+    pub(crate) fn extent(&self) -> Extent {
+        if self.reserved {
+            Extent::Reserved
+        } else {
+            Extent::Grows
+        }
+    }
+
     pub(crate) fn violation(&mut self, what: impl Into<String>) {
         self.violations.push(what.into());
     }
@@ -392,6 +424,3 @@ pub(crate) fn handle_sr(handle: &SrHandle) -> SrUuid {
         .and_then(|sr| sr.parse().ok())
         .expect("a handle")
 }
-
-/// Images of this world live in files.
-pub(crate) const EXTENT: Extent = Extent::Grows;
