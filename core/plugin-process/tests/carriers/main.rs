@@ -10,4 +10,5 @@ mod grants;
 mod harness;
 mod lies;
 mod monitors;
+mod process;
 mod sm_file;
