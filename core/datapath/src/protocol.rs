@@ -112,7 +112,8 @@ pub enum Request {
         /// The datapath's name.
         disk: DpId,
     },
-    /// Flushes, writes footers and closes. A disk that is not open is a success.
+    /// Stops serving, flushes, writes footers and closes. A disk that is not open is a success. After
+    /// an error the disk is still open if `List` shows it, and closing can be tried again.
     Close {
         /// The datapath's name.
         disk: DpId,
@@ -125,7 +126,8 @@ pub enum Request {
         /// Uuid of the new leaf; a disk whose leaf has it already answers success.
         leaf: Uuid,
     },
-    /// Holds back new requests of these disks and drains those in flight, all at one instant.
+    /// Holds back new requests of these disks and drains those in flight, all at one instant. It
+    /// ends with the control connection it came by, so that a daemon that dies holds no guest.
     Freeze {
         /// The datapaths.
         disks: Vec<DpId>,
@@ -147,7 +149,8 @@ pub enum Request {
     List,
     /// Ends the process once no disk is open; refused with `busy` before.
     Exit,
-    /// Writes a new VHD into an empty container (one descriptor).
+    /// Writes a new VHD into an empty container (one descriptor). Idempotent: a container that holds
+    /// the image with this uuid already is a success, with another image `Busy` if it grows.
     ImageCreate {
         /// Its uuid.
         uuid: Uuid,

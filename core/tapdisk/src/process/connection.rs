@@ -152,3 +152,65 @@ impl Drop for Connection {
         let _ = shutdown(&self.socket, Shutdown::Both);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use block::BufferPool;
+    use std::os::unix::net::UnixStream;
+
+    fn connected() -> (Connection, UnixStream) {
+        let (server, client) = UnixStream::pair().unwrap();
+        let export = Export {
+            name: "d".to_owned(),
+            size_bytes: 1 << 20,
+            read_only: false,
+        };
+        (Connection::new(server.into(), export), client)
+    }
+
+    #[test]
+    fn a_client_that_does_not_finish_its_handshake_is_overdue_after_ten_seconds() {
+        let (mut connection, _client) = connected();
+        let mut pool = BufferPool::new(0);
+        connection.pump(&mut pool, &mut Vec::new());
+        let start = connection.since;
+        assert!(!connection.is_overdue(start + Duration::from_secs(10)));
+        assert!(connection.is_overdue(start + Duration::from_millis(10_001)));
+        connection.cut_off();
+        assert!(connection.is_finished());
+    }
+
+    #[test]
+    fn a_socket_that_is_quiet_is_waited_for_and_not_polled() {
+        let (mut connection, client) = connected();
+        let mut pool = BufferPool::new(0);
+        assert!(!connection.pump(&mut pool, &mut Vec::new()));
+        assert_eq!(
+            connection.interest(),
+            Interest {
+                read: true,
+                write: false
+            }
+        );
+        drop(client);
+        connection.ready(Interest {
+            read: true,
+            write: true,
+        });
+        connection.pump(&mut pool, &mut Vec::new());
+        assert!(connection.is_finished(), "the client left");
+        assert_eq!(connection.interest(), Interest::default());
+    }
+
+    #[test]
+    fn closing_reaches_the_client_even_if_another_descriptor_holds_the_socket() {
+        let (connection, client) = connected();
+        let _held = connection.as_fd().try_clone_to_owned().unwrap();
+        drop(connection);
+        client
+            .set_read_timeout(Some(Duration::from_secs(20)))
+            .unwrap();
+        assert_eq!(std::io::Read::read(&mut &client, &mut [0; 8]).unwrap(), 0);
+    }
+}

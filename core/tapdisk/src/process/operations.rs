@@ -45,6 +45,12 @@ impl Process {
             );
             return self.end_control(&to, error);
         }
+        if self.life != Life::Serving && !matches!(request, Request::List) {
+            return self.answer(
+                &to,
+                Err(Error::new(ErrorKind::Busy, "the process is ending")),
+            );
+        }
         if let Some(answer) = self.carry_out(&to, request, frame.fds) {
             self.answer(&to, answer);
         }

@@ -69,6 +69,11 @@ impl Bench {
         options.open(self.path(name)).unwrap().into()
     }
 
+    /// A container of fixed size, as a logical volume is, with old bytes in it.
+    pub(crate) fn volume(&self, name: &str, bytes: u64) {
+        std::fs::write(self.path(name), vec![0xee; usize::try_from(bytes).unwrap()]).unwrap();
+    }
+
     pub(crate) async fn create(
         &self,
         client: &Client,

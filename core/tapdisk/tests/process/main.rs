@@ -5,6 +5,7 @@
 
 mod bench;
 mod control;
+mod faults;
 mod images;
 mod life;
 mod serving;

@@ -55,14 +55,27 @@ impl Process {
         if !self.disks.contains_key(&id) {
             return Some(Ok(Reply::Done));
         }
+        if self.is_busy(&id) {
+            let message = format!("disk {id} is in another operation");
+            return Some(Err(Error::new(ErrorKind::Busy, message)));
+        }
         self.begin_close(id, Some(to.clone()));
         None
     }
 
-    /// Closes every disk because the process ends.
+    /// Closes every disk because the process ends. One that is in an operation follows when that
+    /// is over.
     pub(in crate::process) fn close_all(&mut self) {
         let ids: Vec<DpId> = self.disks.keys().cloned().collect();
-        ids.into_iter().for_each(|id| self.begin_close(id, None));
+        for id in ids {
+            if !self.is_busy(&id) {
+                self.begin_close(id, None);
+            }
+        }
+    }
+
+    fn is_busy(&self, id: &DpId) -> bool {
+        self.live.values().any(|live| live.disk == *id)
     }
 
     fn begin_close(&mut self, id: DpId, to: Option<ReplyTo>) {
@@ -237,6 +250,9 @@ impl Process {
             }
             After::Close { to } => self.closed(&id, to, result),
             After::Freeze { number } => self.froze(&id, number, result),
+        }
+        if matches!(self.life, Life::Closing { .. }) && !self.is_busy(&id) {
+            self.begin_close(id, None);
         }
     }
 

@@ -190,11 +190,10 @@ impl Process {
         }
         self.owners.insert(key, id.clone());
         // An `unserve` that still waits is overtaken: its clients may stay.
-        let (overtaken, others) = std::mem::take(&mut self.unserving)
-            .into_iter()
-            .partition(|w| w.disk == *id);
+        let waiting = std::mem::take(&mut self.unserving).into_iter();
+        let (overtaken, others): (Vec<_>, Vec<_>) = waiting.partition(|w| w.disk == *id);
         self.unserving = others;
-        for waiting in Vec::<Unserving>::from(overtaken) {
+        for waiting in overtaken {
             self.answer(&waiting.to, Ok(Reply::Done));
         }
         Ok(Reply::Done)
