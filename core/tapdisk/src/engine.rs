@@ -26,6 +26,7 @@
 
 mod cache;
 mod flush;
+mod intake;
 mod layer;
 mod live;
 mod load;

@@ -3,13 +3,13 @@
 use super::rig::{
     BLOCK, Peek, Rig, SECTOR, child, dynamic, load_chain, new_image, ram_with_dynamic,
 };
-use crate::engine::{Done, Engine, Error, ErrorKind, Request};
+use crate::engine::{Config, Done, Engine, Error, ErrorKind, LayerImage, LayerSpec, Request};
 use block::{
-    BlockIo, Buffer, Completion, Fault, FaultDisk, FaultKind, FileId, Op, RamDisk, SparseBytes,
-    Target, Verb, Wait,
+    Action, BlockIo, Buffer, Completion, Crash, Fault, FaultDisk, FaultKind, FileId, Op, Order,
+    RamDisk, Rng, SimDisk, SparseBytes, Target, Verb, Wait,
 };
 use datapath::protocol::{Access, Format};
-use vhd_rs::Content;
+use vhd_rs::{Content, Extent, Image, NewImage, OpenOptions, Timestamp};
 
 /// Writes down what is done to the disk inside.
 struct Logged {
@@ -132,7 +132,7 @@ fn layers_that_are_no_chain_are_refused() {
         &[],
     ] {
         let layers = load_chain(&ram, files, Access::ReadWrite).expect("each loads");
-        let config = crate::engine::Config {
+        let config = Config {
             tag: 0,
             access: Access::ReadWrite,
         };
@@ -143,7 +143,7 @@ fn layers_that_are_no_chain_are_refused() {
         );
     }
     let layers = load_chain(&ram, &[leaf, base], Access::ReadOnly).expect("each loads");
-    let config = crate::engine::Config {
+    let config = Config {
         tag: 0,
         access: Access::ReadWrite,
     };
@@ -193,8 +193,8 @@ fn flushes_that_wait_together_share_their_barriers() {
 fn overlapping_writes_in_flight_end_with_the_last() {
     let (ram, files) = ram_with_dynamic(2 * BLOCK);
     for seed in 0..32 {
-        let order = block::Order::Random(block::Rng::new(seed));
-        let mut rig = Rig::open(block::SimDisk::from_ram(&ram, order), &files);
+        let order = Order::Random(Rng::new(seed));
+        let mut rig = Rig::open(SimDisk::from_ram(&ram, order), &files);
         let write = |fill: u8, sectors: usize| Request::Write {
             offset: BLOCK - SECTOR,
             data: Buffer::copy_of(&vec![fill; 512 * sectors]),
@@ -330,7 +330,7 @@ fn bytes_of_blocks_that_a_crash_took_back_never_come_to_light() {
     // What a crash leaves behind the last block: data whose BAT entry was lost.
     let end = ram.peek(files[0].0).size_bytes();
     let data = Buffer::copy_of(&vec![0xEE; 1 << 20]).share();
-    let stale = block::Action::Write { offset: end, data };
+    let stale = Action::Write { offset: end, data };
     ram.run(
         Op {
             token: 0,
@@ -359,6 +359,107 @@ fn bytes_of_blocks_that_a_crash_took_back_never_come_to_light() {
     // Nor do readers that do not look at bitmaps find them.
     let bytes = closed.peek(files[0].0).to_vec();
     assert!(!bytes.contains(&0xEE));
+}
+
+#[test]
+fn a_damaged_copy_of_the_footer_is_made_good_before_the_footer_goes() {
+    let (mut ram, files) = ram_with_dynamic(2 * BLOCK);
+    let data = Buffer::copy_of(&[0; 512]).share();
+    let damage = Op {
+        token: 0,
+        file: files[0].0,
+        action: Action::Write { offset: 0, data },
+    };
+    ram.run(damage, &mut Vec::new()).expect("the copy is gone");
+    let mut rig = Rig::open(SimDisk::from_ram(&ram, Order::Fifo), &files);
+    let write = rig.submit(Request::Write {
+        offset: 0,
+        data: Buffer::copy_of(&[1; 512]),
+        fua: true,
+    });
+    while rig.take(write).is_none() {
+        rig.step();
+        for mask in 0..1 << rig.io.volatile().min(8) {
+            let left = rig.io.crash(&Crash::Subset(mask));
+            let opened = load_chain(&left, &files, Access::ReadWrite);
+            assert!(opened.is_ok(), "after {mask:b}: {opened:?}");
+        }
+    }
+}
+
+#[test]
+fn a_reserved_container_keeps_its_size_and_never_shows_what_was_in_it() {
+    const CONTAINER: u64 = 4 * BLOCK;
+    let image = NewImage {
+        uuid: super::rig::uuid(1),
+        created: Timestamp::from_unix_s(1_700_000_000),
+        virtual_bytes: 8 * BLOCK,
+        resize_max_bytes: 8 * BLOCK,
+        content: Content::Dynamic,
+        extent: Extent::Reserved,
+        container_bytes: CONTAINER,
+    };
+    let mut bytes = vec![0xEE; CONTAINER as usize];
+    image
+        .plan()
+        .expect("a plan")
+        .apply(&mut bytes)
+        .expect("it applies");
+    let mut ram = RamDisk::new();
+    let file = ram.add_file(bytes.as_slice());
+    let open = |ram: RamDisk| {
+        let options = OpenOptions {
+            extent: Extent::Reserved,
+            access: vhd_rs::Access::ReadWrite,
+        };
+        let image = Image::open(&ram.peek(file).to_vec(), options).expect("it opens");
+        assert!(image.is_clean());
+        let image = LayerImage::Vhd(Box::new(image));
+        let layers = vec![LayerSpec {
+            file,
+            file_bytes: CONTAINER,
+            image,
+        }];
+        Rig::with_layers(FaultDisk::new(ram), layers, Access::ReadWrite).expect("a chain")
+    };
+    let mut rig = open(ram);
+    let target = Target::Only(Verb::Punch);
+    let fault = Fault {
+        target,
+        nth: 0,
+        times: u64::MAX,
+        kind: FaultKind::Unsupported,
+    };
+    rig.io.set_fault(Some(fault));
+    for block in [5, 0, 3] {
+        rig.write(block * BLOCK + SECTOR, &[1; 512])
+            .expect("there is room for three");
+    }
+    assert_eq!(kind(rig.write(7 * BLOCK, &[1; 512])), ErrorKind::NoSpace);
+    let zero = Request::WriteZeroes {
+        offset: 0,
+        len_bytes: BLOCK,
+        may_trim: true,
+        fua: false,
+    };
+    rig.run(zero).expect("zeroes");
+    let mut rig = open(rig.close().into_inner());
+    for block in 0..8 {
+        let bytes = rig.read(block * BLOCK, BLOCK).expect("read");
+        let ones = bytes.iter().filter(|byte| **byte == 1).count();
+        let zeros = bytes.iter().filter(|byte| **byte == 0).count();
+        assert_eq!(
+            ones,
+            if [5, 3].contains(&block) { 512 } else { 0 },
+            "block {block}"
+        );
+        assert_eq!(
+            ones + zeros,
+            BLOCK as usize,
+            "block {block} shows old bytes"
+        );
+    }
+    assert_eq!(rig.close().inner().peek(file).size_bytes(), CONTAINER);
 }
 
 #[test]
