@@ -22,7 +22,7 @@ pub enum ErrorKind {
     RevisionUnknown,
     /// The file was written by a newer version.
     Newer,
-    /// The file is not a database, or its contents contradict themselves. Nothing was written to it.
+    /// The file is not a database, or its contents contradict themselves.
     Damaged,
     /// Another process has the file open.
     Locked,

@@ -140,6 +140,7 @@ async fn execute(
     for name in command.required() {
         line.params.require(name)?;
     }
+    let own_session = line.session.is_none();
     let caller = log_in(api, caller, &line).await?;
     let job = Job {
         api: api.clone(),
@@ -149,8 +150,10 @@ async fn execute(
     };
     let mut context = Context::new(job, output);
     let result = command.run(&mut context).await;
-    // A session that cannot be closed now ends by itself; the result matters more.
-    _ = context.call("session.logout", vec![]).await;
+    if own_session {
+        // One that cannot be closed now ends by itself; the result matters more.
+        _ = context.call("session.logout", vec![]).await;
+    }
     result
 }
 

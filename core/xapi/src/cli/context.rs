@@ -128,7 +128,11 @@ impl<'a> Context<'a> {
                 .send(thin_cli::Command::Print(line.clone()))
                 .await?;
         }
-        Ok(self.output.confirm().await?)
+        let stopping = self.job.api.stopping().clone();
+        tokio::select! {
+            yes = self.output.confirm() => Ok(yes?),
+            () = stopping.cancelled() => Err(CliError::stopping()),
+        }
     }
 }
 
@@ -167,7 +171,7 @@ pub(super) async fn follow(
             return Ok(row);
         }
         if revisions.changed().await.is_err() {
-            return Err(CliError::failure("the server is stopping"));
+            return Err(CliError::stopping());
         }
     }
 }

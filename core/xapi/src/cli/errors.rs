@@ -32,6 +32,10 @@ impl CliError {
         Self::Failure(text.into())
     }
 
+    pub(super) fn stopping() -> Self {
+        Self::failure("the server is stopping")
+    }
+
     pub(super) fn parse(name: &str, expected: &str) -> Self {
         Self::Failure(format!("Failed to parse parameter '{name}': {expected}"))
     }

@@ -3,7 +3,7 @@
 use super::context::Context;
 use super::errors::CliError;
 use super::kinds;
-use super::select;
+use super::select::{self, Selected};
 use crate::datetime;
 use database::Value;
 use std::collections::BTreeMap;
@@ -16,26 +16,21 @@ pub(super) async fn host_disable(context: &mut Context<'_>) -> Result<(), CliErr
     each_host(context, "host.disable").await
 }
 
-/// Runs a message for the selected hosts; for this one when none is named.
+/// Runs a message for the selected hosts; for this one when nothing is said about hosts.
 async fn each_host(context: &mut Context<'_>, message: &str) -> Result<(), CliError> {
-    let this = context.snapshot().row("host", &context.api.host());
-    let selected = match select::some(context, "host").await {
-        Err(CliError::Failure(_))
-            if context
-                .params
-                .iter()
-                .all(|(name, _)| select::is_common(name)) =>
-        {
-            this.map(|row| Value::from(row.reference()))
-                .into_iter()
-                .collect()
-        }
-        found => found?
+    let nothing_said = context
+        .params
+        .iter()
+        .all(|(name, _)| select::is_common(name));
+    let hosts = match nothing_said {
+        true => vec![Value::Ref(context.api.host())],
+        false => select::some(context, "host")
+            .await?
             .iter()
-            .map(select::Selected::value)
-            .collect::<Vec<_>>(),
+            .map(Selected::value)
+            .collect(),
     };
-    for host in selected {
+    for host in hosts {
         context.call(message, vec![host]).await?;
     }
     Ok(())
@@ -138,14 +133,8 @@ pub(super) async fn event_wait(context: &mut Context<'_>) -> Result<(), CliError
             return Ok(());
         }
         tokio::select! {
-            changed = revisions.changed() => {
-                if changed.is_err() {
-                    return Err(CliError::failure("the server is stopping"));
-                }
-            }
-            () = stopping.cancelled() => {
-                return Err(CliError::failure("the server is stopping"));
-            }
+            changed = revisions.changed() => changed.map_err(|_| CliError::stopping())?,
+            () = stopping.cancelled() => return Err(CliError::stopping()),
             () = context.output.gone() => return Err(gone()),
         }
     }

@@ -81,7 +81,14 @@ async fn transfer(context: &mut Context<'_>, task: &Ref, command: Command) -> Re
     let api = context.api.clone();
     let (answers, printer) = context.output.halves();
     let ended = super::context::follow(&api, task, printer, show);
-    let answered = answers.transferred();
+    // Its task ends when the server stops; a client that waits for nothing does not.
+    let stopping = api.stopping();
+    let answered = async {
+        tokio::select! {
+            answer = answers.transferred() => Ok::<_, CliError>(answer?),
+            () = stopping.cancelled() => Err(CliError::stopping()),
+        }
+    };
     tokio::pin!(ended, answered);
     let (client_ok, row) = tokio::select! {
         answer = &mut answered => match answer? {

@@ -3,9 +3,12 @@
 use super::client::{Answers, remote, request};
 use crate::api::Origin;
 use crate::cli;
+use crate::http::{HttpServer, Listener};
 use crate::testing::Host;
+use thin_cli::{Command, FRAME_BYTES_MAX, Message};
 use thin_cli::{ProtocolError, Response};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
 
 const NO_ANSWERS: fn() -> Answers = Answers::default;
 
@@ -218,4 +221,57 @@ async fn a_client_that_breaks_the_protocol_is_left() {
     play(&host, head, &[&body[..], &greeting].concat())
         .await
         .unwrap();
+}
+
+#[tokio::test]
+async fn a_session_that_the_client_has_is_used_and_left_open() {
+    let host = Host::new().await;
+    let session = format!("session_id={}", host.root.session.as_ref().unwrap());
+    let uuid = host.xe(&["host-list", "--minimal"]).await.line();
+    let args = [session.as_str(), "host-list", "--minimal"];
+    for _ in 0..2 {
+        assert_eq!(host.xe_as(remote(), &args, NO_ANSWERS()).await.line(), uuid);
+    }
+    let args = ["session_id=OpaqueRef:x", "host-list"];
+    let seen = host.xe_as(remote(), &args, NO_ANSWERS()).await;
+    assert_eq!(
+        seen.err,
+        "The session is not valid any more.\nhandle: OpaqueRef:x\n"
+    );
+}
+
+#[tokio::test]
+async fn the_local_socket_serves_it_and_a_stopping_server_leaves_no_client_waiting() {
+    let host = Host::new().await;
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("xapi");
+    let server = HttpServer::serve(vec![Listener::unix(&path).await.unwrap()], &host.api);
+    let mut client = UnixStream::connect(&path).await.unwrap();
+    let body = "vm-reset-powerstate\n--multiple";
+    let request = format!(
+        "POST /cli HTTP/1.0\r\ncontent-length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    client.write_all(request.as_bytes()).await.unwrap();
+    thin_cli::read_greeting(&mut client).await.unwrap();
+    thin_cli::write_greeting(&mut client).await.unwrap();
+    let mut said = Vec::new();
+    while said.last() != Some(&Message::Command(Command::Prompt)) {
+        said.push(
+            thin_cli::read_message(&mut client, FRAME_BYTES_MAX)
+                .await
+                .unwrap(),
+        );
+    }
+    host.api.drain().await;
+    let told = thin_cli::read_message(&mut client, FRAME_BYTES_MAX)
+        .await
+        .unwrap();
+    let expected = Command::PrintStderr("Error: the server is stopping\n".into());
+    assert_eq!(told, Message::Command(expected));
+    let end = thin_cli::read_message(&mut client, FRAME_BYTES_MAX)
+        .await
+        .unwrap();
+    assert_eq!(end, Message::Command(Command::Exit(1)));
+    server.ended().await;
 }
