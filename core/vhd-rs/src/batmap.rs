@@ -2,7 +2,7 @@
 //! block is in this file", so that readers skip its bitmap. A clear bit says nothing.
 
 use crate::wire::{bytes_at, checksum, pad_sector, put, u32_at, u64_at};
-use crate::{Error, ErrorKind, bitmap};
+use crate::{Error, ErrorKind, Keyhash, bitmap};
 
 /// Bytes in a batmap header.
 pub const BATMAP_HEADER_BYTES: usize = 512;
@@ -11,7 +11,6 @@ const COOKIE: &[u8; 8] = b"tdbatmap";
 const VERSION_SIGNED_SUM: u32 = 0x0001_0001;
 const VERSION: u32 = 0x0001_0002;
 const KEYHASH_AT: usize = 29;
-const KEYHASH_BYTES: usize = 65;
 
 /// The header before a batmap. It has no checksum of its own.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,14 +26,14 @@ pub struct BatmapHeader {
     /// A byte for the tool stack's own use.
     pub marker: u8,
     /// Hash of the disk's encryption key; the first byte is 1 if there is one.
-    pub keyhash: [u8; KEYHASH_BYTES],
+    pub keyhash: [u8; Keyhash::BYTES],
 }
 
 impl BatmapHeader {
     pub(crate) fn new(map_offset: u64, max_table_entries: u32) -> Self {
         let map_sectors = reserved_sectors(max_table_entries);
         let checksum = checksum(&[]);
-        let keyhash = [0; KEYHASH_BYTES];
+        let keyhash = [0; Keyhash::BYTES];
         Self {
             map_offset,
             map_sectors,
@@ -48,8 +47,16 @@ impl BatmapHeader {
     /// Parses a batmap header.
     ///
     /// # Errors
-    /// `Corrupt` for cookie and place, `Unsupported` for a later version or an encrypted disk.
+    /// `Corrupt` for cookie and place, `Unsupported` for a later version.
     pub fn parse(sector: &[u8; BATMAP_HEADER_BYTES]) -> Result<Self, Error> {
+        let header = Self::parse_fields(sector)?;
+        header.check_place()?;
+        Ok(header)
+    }
+
+    /// Like [`BatmapHeader::parse`], for a caller who has a question before the map's place is
+    /// judged.
+    pub(crate) fn parse_fields(sector: &[u8; BATMAP_HEADER_BYTES]) -> Result<Self, Error> {
         let cookie: [u8; 8] = bytes_at(sector, 0);
         if &cookie != COOKIE {
             let value = format!("\"{}\"", cookie.escape_ascii());
@@ -70,35 +77,34 @@ impl BatmapHeader {
                 rule,
             ));
         }
-        let header = Self {
+        Ok(Self {
             map_offset: u64_at(sector, 8),
             map_sectors: u32_at(sector, 16),
             version,
             checksum: u32_at(sector, 24),
             marker: sector[28],
             keyhash: bytes_at(sector, KEYHASH_AT),
-        };
-        if header.keyhash[0] == 1 {
-            let rule = "encrypted images are not handled";
-            return Err(Error::new(
-                ErrorKind::Unsupported,
-                "batmap.keyhash",
-                "set",
-                rule,
-            ));
-        }
-        let end = header
+        })
+    }
+
+    pub(crate) fn check_place(&self) -> Result<(), Error> {
+        let end = self
             .map_offset
-            .checked_add(u64::from(header.map_sectors) * 512);
-        if !header.map_offset.is_multiple_of(512) || end.is_none() {
-            let rule = "must be a multiple of 512 inside the file";
-            return Err(Error::corrupt(
-                "batmap.batmap_offset",
-                header.map_offset,
-                rule,
-            ));
+            .checked_add(u64::from(self.map_sectors) * 512);
+        if self.map_offset.is_multiple_of(512) && end.is_some() {
+            return Ok(());
         }
-        Ok(header)
+        let rule = "must be a multiple of 512 inside the file";
+        Err(Error::corrupt(
+            "batmap.batmap_offset",
+            self.map_offset,
+            rule,
+        ))
+    }
+
+    /// The hash of the disk's key, if the disk is encrypted.
+    pub fn keyhash(&self) -> Option<Keyhash> {
+        Keyhash::parse(&self.keyhash)
     }
 
     /// The header's bytes.
@@ -232,6 +238,18 @@ impl Batmap {
         let was_set = bitmap::clear_range(&mut self.map, block..block.saturating_add(1));
         self.changed |= was_set;
         was_set
+    }
+
+    /// Takes over another marker.
+    pub(crate) fn set_marker(&mut self, marker: u8) {
+        self.header.marker = marker;
+        self.changed = true;
+    }
+
+    /// Takes over another key's hash, or none.
+    pub(crate) fn set_keyhash(&mut self, keyhash: Option<&Keyhash>) {
+        self.header.keyhash = keyhash.map_or([0; Keyhash::BYTES], Keyhash::to_bytes);
+        self.changed = true;
     }
 
     /// Takes over a new virtual size, which must fit the sectors reserved.

@@ -33,6 +33,9 @@ pub enum ErrorKind {
     ChainLoop,
     /// The chain is longer than the caller allows.
     ChainTooDeep,
+    /// The image is encrypted and no key or another one is at hand, or a key is and the image is not
+    /// encrypted.
+    Key,
 }
 
 /// Why an image, a field or a request was refused.

@@ -136,6 +136,23 @@ impl Footer {
     /// # Source
     /// VHD 1.0, "Hard Disk Footer Format"; `hidden` at byte 85 is XenServer's.
     pub fn parse(sector: &[u8; FOOTER_BYTES]) -> Result<Self, Error> {
+        let (footer, poisoned) = Self::parse_any(sector)?;
+        if poisoned {
+            let rule = "the image is disabled by an unfinished resize";
+            return Err(Error::new(
+                ErrorKind::Poisoned,
+                "footer.cookie",
+                "\"v_poison\"",
+                rule,
+            ));
+        }
+        footer.check()?;
+        Ok(footer)
+    }
+
+    /// The fields of a footer, and whether it says that the image is disabled. Version and sizes
+    /// are not judged.
+    pub(crate) fn parse_any(sector: &[u8; FOOTER_BYTES]) -> Result<(Self, bool), Error> {
         let cookie: [u8; 8] = bytes_at(sector, 0);
         if &cookie != COOKIE && &cookie != COOKIE_POISONED {
             let value = format!("\"{}\"", cookie.escape_ascii());
@@ -146,19 +163,13 @@ impl Footer {
                 "must be \"conectix\"",
             ));
         }
-        let footer = Self::parse_fields(sector)?;
-        if &cookie == COOKIE_POISONED {
-            let rule = "the image is disabled by an unfinished resize";
-            return Err(Error::new(
-                ErrorKind::Poisoned,
-                "footer.cookie",
-                "\"v_poison\"",
-                rule,
-            ));
-        }
-        footer.creator.check_version()?;
-        footer.check_sizes()?;
-        Ok(footer)
+        Ok((Self::parse_fields(sector)?, &cookie == COOKIE_POISONED))
+    }
+
+    /// Judges what [`Footer::parse`] judges beyond the bytes themselves.
+    pub(crate) fn check(&self) -> Result<(), Error> {
+        self.creator.check_version()?;
+        self.check_sizes()
     }
 
     fn parse_fields(sector: &[u8; FOOTER_BYTES]) -> Result<Self, Error> {
@@ -230,8 +241,18 @@ impl Footer {
 
     /// The footer's bytes with a fresh checksum.
     pub fn to_bytes(&self) -> [u8; FOOTER_BYTES] {
+        self.to_bytes_with(COOKIE)
+    }
+
+    /// The footer's bytes with the mark of an image whose resize is under way, which every tool
+    /// refuses to open.
+    pub fn to_poisoned_bytes(&self) -> [u8; FOOTER_BYTES] {
+        self.to_bytes_with(COOKIE_POISONED)
+    }
+
+    fn to_bytes_with(&self, cookie: &[u8; 8]) -> [u8; FOOTER_BYTES] {
         let mut sector = [0; FOOTER_BYTES];
-        put(&mut sector, 0, COOKIE);
+        put(&mut sector, 0, cookie);
         put(
             &mut sector,
             8,

@@ -2,7 +2,9 @@
 //! in memory and come out as bytes to be written by the caller.
 
 use crate::wire::SECTOR_BYTES;
-use crate::{BLOCK_BYTES, Bat, Batmap, DiskType, Error, Footer, Header, Locator, ReadAt};
+use crate::{
+    BLOCK_BYTES, Bat, Batmap, DiskType, Error, ErrorKind, Footer, Header, Keyhash, Locator, ReadAt,
+};
 use uuid::Uuid;
 
 mod allocate;
@@ -42,6 +44,17 @@ pub struct OpenOptions {
     pub extent: Extent,
     /// Whether the image will be changed.
     pub access: Access,
+}
+
+/// Images that [`Image::open_with`] does not refuse, though [`Image::open`] does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub struct Allow {
+    /// Encrypted ones: block data is ciphertext, everything else is as ever.
+    pub encrypted: bool,
+    /// Those in the middle of another tool's resize, for [`Access::ReadOnly`].
+    pub poisoned: bool,
+    /// Not a matter of refusing: the footer copy counts, whatever is at the end.
+    pub footer_copy: bool,
 }
 
 /// Where a block's content is.
@@ -104,6 +117,7 @@ pub struct Image {
     /// Byte offset of the footer found at the end, if one was found.
     footer_found_at: Option<u64>,
     clean: bool,
+    poisoned: bool,
     sparse: Option<Sparse>,
 }
 
@@ -137,7 +151,20 @@ impl Image {
     /// # Errors
     /// `NotVhd`, `Checksum`, `Corrupt`, `Unsupported`, `Poisoned` and `Io`, with the field.
     pub fn open(medium: &impl ReadAt, options: OpenOptions) -> Result<Self, Error> {
-        open::open(medium, options)
+        open::open(medium, options, Allow::default())
+    }
+
+    /// Like [`Image::open`], for images that need a caller who knows what they are.
+    ///
+    /// # Errors
+    /// Those of [`Image::open`] that are not allowed for; `Argument` for a poisoned image that is
+    /// to be written.
+    pub fn open_with(
+        medium: &impl ReadAt,
+        options: OpenOptions,
+        allow: Allow,
+    ) -> Result<Self, Error> {
+        open::open(medium, options, allow)
     }
 
     /// The footer that counts.
@@ -255,6 +282,37 @@ impl Image {
         self.clean
     }
 
+    /// Whether a resize is under way that must be finished or reverted from its journal.
+    pub fn is_poisoned(&self) -> bool {
+        self.poisoned
+    }
+
+    /// The hash of the key the data is encrypted with; `None` for data in clear.
+    pub fn keyhash(&self) -> Option<Keyhash> {
+        self.batmap()?.header().keyhash()
+    }
+
+    /// Checks the key a chain is opened with against this image: every image of an encrypted chain
+    /// carries the key's hash.
+    ///
+    /// # Errors
+    /// `Key` for a key without a hash, a hash without a key, and a hash of another key.
+    pub fn check_key(&self, key: Option<&[u8]>) -> Result<(), Error> {
+        let (value, rule) = match (self.keyhash(), key) {
+            (None, None) => return Ok(()),
+            (Some(hash), Some(key)) if hash.matches(key) => return Ok(()),
+            (Some(_), Some(_)) => ("of another key", "must be of the key given"),
+            (Some(_), None) => ("set", "a key must be given"),
+            (None, Some(_)) => ("not set", "the image is not encrypted with the key given"),
+        };
+        Err(Error::new(ErrorKind::Key, "batmap.keyhash", value, rule))
+    }
+
+    /// The tool stack's own byte; `None` if the image has no batmap to keep it in.
+    pub fn marker(&self) -> Option<u8> {
+        Some(self.batmap()?.header().marker)
+    }
+
     /// Uuid the parent must have: `None` if the image has no parent, nil if the parent is raw.
     pub fn parent_uuid(&self) -> Option<Uuid> {
         let header = self.header()?;
@@ -279,6 +337,7 @@ impl Image {
     pub fn end_of_data_bytes(&self) -> u64 {
         match &self.sparse {
             Some(sparse) => sparse.next_free,
+            None if self.options.extent == Extent::Reserved => self.virtual_bytes(),
             None => self.footer_found_at.unwrap_or(self.virtual_bytes()),
         }
     }

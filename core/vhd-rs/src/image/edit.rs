@@ -5,8 +5,8 @@ use super::{Extent, Image};
 use crate::locator::ParentPath;
 use crate::wire::SECTOR_BYTES;
 use crate::{
-    BLOCK_BYTES, Bat, DiskType, Error, ErrorKind, Geometry, ParentLink, Plan, Step,
-    VIRTUAL_BYTES_MAX,
+    BLOCK_BYTES, Bat, Batmap, DiskType, Error, ErrorKind, Geometry, Keyhash, ParentLink, Plan,
+    Step, VIRTUAL_BYTES_MAX,
 };
 use uuid::Uuid;
 
@@ -85,8 +85,97 @@ impl Image {
     /// # Errors
     /// `Argument` for images opened read-only.
     pub fn hide_plan(&mut self, hidden: bool) -> Result<Plan, Error> {
+        self.hidden_plan(u8::from(hidden))
+    }
+
+    /// Gives the byte behind [`Image::is_hidden`] a value of the tool stack's choice.
+    ///
+    /// # Errors
+    /// `Argument` for images opened read-only.
+    pub fn hidden_plan(&mut self, hidden: u8) -> Result<Plan, Error> {
         self.check_writable()?;
-        self.footer.hidden = u8::from(hidden);
+        self.footer.hidden = hidden;
+        self.close_plan()
+    }
+
+    /// Gives the tool stack's own byte a value.
+    ///
+    /// # Errors
+    /// `Unsupported` for images without a batmap, `Argument` for those opened read-only.
+    pub fn marker_plan(&mut self, marker: u8) -> Result<Plan, Error> {
+        self.batmap_mut("marker")?.set_marker(marker);
+        self.close_plan()
+    }
+
+    /// Enters the hash of the key that data will be encrypted with, or removes it.
+    ///
+    /// # Errors
+    /// `Unsupported` for images without a batmap; `Argument` for images that hold data, which would
+    /// be taken for what it is not, and for those opened read-only.
+    pub fn keyhash_plan(&mut self, keyhash: Option<&Keyhash>) -> Result<Plan, Error> {
+        let allocated = self.allocated_blocks();
+        let batmap = self.batmap_mut("keyhash")?;
+        if allocated != 0 {
+            let rule = "an image must be empty when its key changes";
+            return Err(Error::argument("allocated blocks", allocated, rule));
+        }
+        batmap.set_keyhash(keyhash);
+        self.close_plan()
+    }
+
+    fn batmap_mut(&mut self, what: &'static str) -> Result<&mut Batmap, Error> {
+        self.check_writable()?;
+        let batmap = self.sparse.as_mut().and_then(|s| s.batmap.as_mut());
+        batmap.ok_or_else(|| {
+            let rule = "is kept in the batmap, which this image has not";
+            Error::new(ErrorKind::Unsupported, what, "to be set", rule)
+        })
+    }
+
+    /// Drops all data and keeps everything else: the image then holds zeros, or what its parent
+    /// holds. Marks go before entries, entries before the space.
+    ///
+    /// # Errors
+    /// `Argument` for fixed and read-only images.
+    pub fn drop_data_plan(&mut self) -> Result<Plan, Error> {
+        let sparse = self.sparse_mut()?;
+        let blocks: Vec<u32> = sparse.bat.allocated().map(|(block, _)| block).collect();
+        if let Some(batmap) = &mut sparse.batmap {
+            blocks.iter().for_each(|&block| {
+                batmap.clear(block);
+            });
+        }
+        let mut plan = self.batmap_plan()?;
+        let sparse = self.sparse_mut()?;
+        blocks.iter().for_each(|&block| sparse.bat.set(block, None));
+        let mut sectors: Vec<u64> = blocks.iter().map(|&b| Bat::sector_offset(b)).collect();
+        sectors.dedup();
+        for offset in sectors {
+            let first = (offset / 4) as u32;
+            plan.write(
+                sparse.header.table_offset + offset,
+                sparse.bat.sector(first),
+            );
+        }
+        sparse.next_free = sparse.headers_end.next_multiple_of(SECTOR_BYTES);
+        plan.steps.extend(self.close_plan()?.steps);
+        Ok(plan)
+    }
+
+    /// Puts the footers where they belong in a container of another size: a logical volume that
+    /// has grown, or is about to shrink. A growing file's footer stays at the end of its data.
+    ///
+    /// # Errors
+    /// `NoSpace` if what the image holds does not fit, `Argument` for images opened read-only.
+    pub fn container_plan(&mut self, container_bytes: u64) -> Result<Plan, Error> {
+        self.check_writable()?;
+        let needed = self.size_needed_bytes();
+        if container_bytes < needed {
+            let rule = format!("the image needs {needed} bytes");
+            let field = "container size";
+            return Err(Error::new(ErrorKind::NoSpace, field, container_bytes, rule));
+        }
+        self.container_bytes = container_bytes;
         self.close_plan()
     }
 

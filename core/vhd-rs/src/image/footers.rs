@@ -1,6 +1,6 @@
 //! Which footer counts: the one at the end, its 511-byte form, or the copy at offset 0.
 
-use super::{Extent, last_sector};
+use super::{Allow, Extent, last_sector};
 use crate::footer::FOOTER_BYTES;
 use crate::wire::SECTOR_BYTES;
 use crate::{DiskType, Error, ErrorKind, Footer, ReadAt};
@@ -11,17 +11,36 @@ pub(super) struct Footers {
     /// Where the footer at the end is, if that one counts.
     pub(super) at_end: Option<u64>,
     pub(super) clean: bool,
+    pub(super) poisoned: bool,
 }
 
+/// A footer that was read, and whether it says that the image is disabled.
+type Found = (Footer, bool);
+
 impl Footers {
-    pub(super) fn read(medium: &impl ReadAt, size: u64, extent: Extent) -> Result<Self, Error> {
-        let (end, end_offset) = read_end(medium, size, extent)?;
+    pub(super) fn read(
+        medium: &impl ReadAt,
+        size: u64,
+        extent: Extent,
+        allow: Allow,
+    ) -> Result<Self, Error> {
+        if allow.footer_copy {
+            let (footer, poisoned) = read_copy(medium, size, allow)??;
+            return Ok(Self {
+                footer,
+                at_end: None,
+                clean: false,
+                poisoned,
+            });
+        }
+        let (end, end_offset) = read_end(medium, size, extent, allow)?;
         let primary = match end {
-            Ok(footer) if footer.disk_type == DiskType::Fixed => {
+            Ok((footer, poisoned)) if footer.disk_type == DiskType::Fixed => {
                 return Ok(Self {
                     footer,
                     at_end: Some(end_offset),
-                    clean: true,
+                    clean: !poisoned,
+                    poisoned,
                 });
             }
             Err(e) if matches!(e.kind(), ErrorKind::Poisoned | ErrorKind::Unsupported) => {
@@ -29,11 +48,12 @@ impl Footers {
             }
             other => other,
         };
-        let copy = read_copy(medium, size)?;
+        let copy = read_copy(medium, size, allow)?;
         match (primary, copy) {
             (_, Err(e)) if e.kind() == ErrorKind::Poisoned => Err(e),
-            (Ok(mut footer), Ok(copy)) if footer.same_image(&copy) => {
-                let clean = footer.to_bytes() == copy.to_bytes();
+            (Ok((mut footer, poison)), Ok((copy, poison_copy))) if footer.same_image(&copy) => {
+                let poisoned = poison || poison_copy;
+                let clean = footer.to_bytes() == copy.to_bytes() && !poisoned;
                 if footer.hidden_lives_in_copy() {
                     footer.hidden = copy.hidden;
                 }
@@ -41,19 +61,22 @@ impl Footers {
                     footer,
                     at_end: Some(end_offset),
                     clean,
+                    poisoned,
                 })
             }
-            (Ok(footer), Err(_)) => Ok(Self {
+            (Ok((footer, poisoned)), Err(_)) => Ok(Self {
                 footer,
                 at_end: Some(end_offset),
                 clean: false,
+                poisoned,
             }),
             // The last sector of an unclosed file may be payload that looks like a footer, while
             // offset 0 of a sparse image never is.
-            (_, Ok(copy)) => Ok(Self {
-                footer: copy,
+            (_, Ok((footer, poisoned))) => Ok(Self {
+                footer,
                 at_end: None,
                 clean: false,
+                poisoned,
             }),
             (Err(primary), Err(copy)) => Err(if primary.kind() == ErrorKind::NotVhd {
                 copy
@@ -69,27 +92,28 @@ fn read_end(
     medium: &impl ReadAt,
     size: u64,
     extent: Extent,
-) -> Result<(Result<Footer, Error>, u64), Error> {
+    allow: Allow,
+) -> Result<(Result<Found, Error>, u64), Error> {
     let offset = match extent {
         Extent::Grows => size.saturating_sub(SECTOR_BYTES),
         Extent::Reserved => last_sector(size),
     };
     if size < SECTOR_BYTES {
-        return Ok((read_copy(medium, size)?, 0));
+        return Ok((read_copy(medium, size, allow)?, 0));
     }
     let mut sector = [0; FOOTER_BYTES];
     read(medium, "footer", offset, &mut sector)?;
-    let footer = Footer::parse(&sector);
+    let footer = parse(&sector, allow);
     if footer.is_ok() || extent == Extent::Reserved || size % SECTOR_BYTES != 511 {
         return Ok((footer, offset));
     }
     sector.copy_within(1.., 0);
     sector[FOOTER_BYTES - 1] = 0;
-    Ok((Footer::parse(&sector).or(footer), offset + 1))
+    Ok((parse(&sector, allow).or(footer), offset + 1))
 }
 
 /// The copy at offset 0; it counts only if it is of a sparse disk, as a fixed one has payload there.
-fn read_copy(medium: &impl ReadAt, size: u64) -> Result<Result<Footer, Error>, Error> {
+fn read_copy(medium: &impl ReadAt, size: u64, allow: Allow) -> Result<Result<Found, Error>, Error> {
     let rule = "a VHD has a footer of 512 bytes";
     if size < SECTOR_BYTES {
         return Ok(Err(Error::new(
@@ -102,7 +126,7 @@ fn read_copy(medium: &impl ReadAt, size: u64) -> Result<Result<Footer, Error>, E
     let mut sector = [0; FOOTER_BYTES];
     read(medium, "footer copy", 0, &mut sector)?;
     Ok(
-        Footer::parse(&sector).and_then(|copy| match copy.disk_type {
+        parse(&sector, allow).and_then(|copy| match copy.0.disk_type {
             DiskType::Fixed => {
                 let rule = "a fixed disk has its footer at the end only";
                 Err(Error::new(
@@ -115,6 +139,15 @@ fn read_copy(medium: &impl ReadAt, size: u64) -> Result<Result<Footer, Error>, E
             DiskType::Dynamic | DiskType::Differencing => Ok(copy),
         }),
     )
+}
+
+fn parse(sector: &[u8; FOOTER_BYTES], allow: Allow) -> Result<Found, Error> {
+    if !allow.poisoned {
+        return Footer::parse(sector).map(|footer| (footer, false));
+    }
+    let found = Footer::parse_any(sector)?;
+    found.0.check()?;
+    Ok(found)
 }
 
 pub(super) fn read(

@@ -2,7 +2,7 @@
 
 use super::footers::{Footers, read};
 use super::regions::{Owner, Region, sort_disjoint};
-use super::{Access, Extent, Image, OpenOptions, Sparse, aligned_entry, last_sector};
+use super::{Access, Allow, Extent, Image, OpenOptions, Sparse, aligned_entry, last_sector};
 use crate::batmap::{reserved_sectors, used_bytes};
 use crate::header::HEADER_BYTES;
 use crate::wire::SECTOR_BYTES;
@@ -17,13 +17,22 @@ const TABLE_ENTRIES_MAX: u64 = VIRTUAL_BYTES_MAX / BLOCK_BYTES as u64;
 /// Unused bytes before the bitmap that make it safe to call a block full.
 const GAP_BYTES: u64 = 7 * SECTOR_BYTES;
 
-pub(super) fn open(medium: &impl ReadAt, options: OpenOptions) -> Result<Image, Error> {
+pub(super) fn open(
+    medium: &impl ReadAt,
+    options: OpenOptions,
+    allow: Allow,
+) -> Result<Image, Error> {
     let size = medium
         .size_bytes()
         .map_err(|e| Error::io("container size", 0, e))?;
-    let found = Footers::read(medium, size, options.extent)?;
+    let found = Footers::read(medium, size, options.extent, allow)?;
+    if found.poisoned && options.access == Access::ReadWrite {
+        let rule = "an image in the middle of a resize is only looked at";
+        return Err(Error::argument("access", "read-write", rule));
+    }
     let mut image = Image {
         options,
+        poisoned: found.poisoned,
         container_bytes: size,
         footer_found_at: found.at_end,
         clean: found.clean,
@@ -37,6 +46,7 @@ pub(super) fn open(medium: &impl ReadAt, options: OpenOptions) -> Result<Image, 
                 medium,
                 size,
                 image: &image,
+                allow,
             };
             image.sparse = Some(reader.read(offset)?);
         }
@@ -62,6 +72,7 @@ struct SparseReader<'a, M> {
     medium: &'a M,
     size: u64,
     image: &'a Image,
+    allow: Allow,
 }
 
 impl<M: ReadAt> SparseReader<'_, M> {
@@ -154,7 +165,14 @@ impl<M: ReadAt> SparseReader<'_, M> {
         let must_have = creator.version > 0x0001_0001;
         match self.read_batmap_strictly(header) {
             Ok((batmap, problem)) => Ok((Some(batmap), problem)),
-            Err(e) if matches!(e.kind(), ErrorKind::Io | ErrorKind::Unsupported) => Err(e),
+            Err(e)
+                if matches!(
+                    e.kind(),
+                    ErrorKind::Io | ErrorKind::Unsupported | ErrorKind::Key
+                ) =>
+            {
+                Err(e)
+            }
             Err(e) if must_have && self.image.options.access == Access::ReadWrite => Err(e),
             Err(e) => Ok((None, must_have.then_some(e))),
         }
@@ -170,7 +188,12 @@ impl<M: ReadAt> SparseReader<'_, M> {
         )?;
         let mut sector = [0; BATMAP_HEADER_BYTES];
         read(self.medium, "batmap header", offset, &mut sector)?;
-        let batmap = BatmapHeader::parse(&sector)?;
+        let batmap = BatmapHeader::parse_fields(&sector)?;
+        if batmap.keyhash().is_some() && !self.allow.encrypted {
+            let rule = "the image is encrypted and was not opened for that";
+            return Err(Error::new(ErrorKind::Key, "batmap.keyhash", "set", rule));
+        }
+        batmap.check_place()?;
         let used = used_bytes(self.image.footer.virtual_bytes);
         if u64::from(batmap.map_sectors) * SECTOR_BYTES < used {
             let rule = format!(

@@ -1,0 +1,19 @@
+//! The commands of `vhd-util` and what they share: opened images, chains found by their locators,
+//! a writer that keeps the format's order of durability.
+//!
+//! What is on disk and in which order it may change is `vhd-rs`' knowledge; this crate does the
+//! I/O. Options, output lines and exit codes are those of XenServer's tool of the same name, so
+//! that scripts that read them keep working.
+
+#![forbid(unsafe_code)]
+
+pub mod chain;
+pub mod command;
+mod disk;
+mod error;
+mod paths;
+mod writer;
+
+pub use disk::{Disk, extent_of, open_file};
+pub use error::{Error, Result};
+pub use writer::{Fresh, Writer};
