@@ -83,11 +83,11 @@ pub trait StorageManager: Sized {
     fn containers(&self) -> Result<Vec<Container>>;
 
     /// Creates a container: empty where capacity grows, reading as zeros where it is reserved. One
-    /// that is there and still empty, or has this capacity: success.
+    /// that is there: success, and its content stays.
     ///
     /// # Errors
     ///
-    /// `exists` if it is there with other properties, `no_space`.
+    /// `exists` if it is there with less capacity (reserved) or is no container, `no_space`.
     fn container_create(&self, id: &str, capacity_bytes: u64) -> Result<Container>;
 
     /// Removes a container; one that is not there is a success.

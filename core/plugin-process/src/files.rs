@@ -255,17 +255,13 @@ impl Files {
         let mode = Mode::from_raw_mode(FILE_MODE);
         match rustix::fs::openat(&place.directory, place.name, flags, mode) {
             Ok(_) => place.sync(),
-            Err(Errno::EXIST) => {
-                let stat = place.stat()?;
-                let kind = FileType::from_raw_mode(stat.st_mode);
-                if kind == FileType::RegularFile && stat.st_size == 0 {
-                    return Ok(());
-                }
-                refuse(
+            Err(Errno::EXIST) => match FileType::from_raw_mode(place.stat()?.st_mode) {
+                FileType::RegularFile => Ok(()),
+                _ => refuse(
                     Kind::Exists,
-                    format!("{} is there and not empty", path.display()),
-                )
-            }
+                    format!("{} is no regular file", path.display()),
+                ),
+            },
             Err(errno) => Err(failed(path)(errno)),
         }
     }

@@ -139,8 +139,8 @@ pub trait StoragePlugin: Send + Sync {
     /// Lists every container of the SR.
     async fn container_list(&self, sr: &SrHandle) -> Result<Vec<Container>, PluginError>;
 
-    /// Creates a container that reads as zeros (reserved) or is empty (grows). One that is there
-    /// and still empty, or has this capacity: the same container.
+    /// Creates a container that reads as zeros (reserved) or is empty (grows). One that is there:
+    /// the same container, and its content stays.
     async fn container_create(
         &self,
         sr: &SrHandle,

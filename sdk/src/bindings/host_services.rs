@@ -1128,7 +1128,7 @@ pub mod xylem {
                 }
             }
             #[allow(unused_unsafe, clippy::all)]
-            /// Creates an empty regular file. One that exists and is empty: success, nothing changes.
+            /// Creates an empty regular file. One that exists: success, and its content stays.
             ///
             /// Errors: `exists` if there is something else.
             #[allow(async_fn_in_trait)]

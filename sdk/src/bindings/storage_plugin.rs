@@ -1868,10 +1868,11 @@ pub mod exports {
                     fn list(
                         handle: _rt::String,
                     ) -> ::core::result::Result<_rt::Vec<Container>, Error>;
-                    /// Creates a container that reads as zeros (reserved) or is empty (grows). One that is there,
-                    /// is still empty or has this capacity: success, nothing changes.
+                    /// Creates a container that reads as zeros (reserved) or is empty (grows). One that is there:
+                    /// success, and its content stays; names are fresh, so this is the same call again.
                     ///
-                    /// Errors: `exists` if it is there with other properties, `no-space`, `invalid`.
+                    /// Errors: `exists` if it is there with less capacity (reserved) or is no container,
+                    /// `no-space`, `invalid`.
                     #[allow(async_fn_in_trait)]
                     fn create(
                         handle: _rt::String,

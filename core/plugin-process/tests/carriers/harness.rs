@@ -188,22 +188,27 @@ fn tree() -> PathBuf {
         .to_path_buf()
 }
 
-/// The manifest of a package of `plugins/` or `tests/fixtures/`.
-pub(crate) fn manifest(package: &str) -> Manifest {
-    let folders = ["plugins", "tests/fixtures"].map(|folder| tree().join(folder));
-    let package = if package == "plugin-template" {
+/// Folder of a package below `plugins/` or `tests/fixtures/`; its artifacts have that name.
+fn folder(package: &str) -> &str {
+    if package == "plugin-template" {
         "template"
     } else {
         package
-    };
-    let files = folders.map(|folder| folder.join(package).join("plugin.toml"));
-    let file = files.iter().find(|file| file.is_file()).unwrap();
-    Manifest::read(file).unwrap()
+    }
 }
 
-/// The artifact that `cargo xtask plugins` made of a package.
+/// The manifest of a package of `plugins/` or `tests/fixtures/`.
+pub(crate) fn manifest(package: &str) -> Manifest {
+    let file = ["plugins", "tests/fixtures"]
+        .map(|area| tree().join(area).join(folder(package)).join("plugin.toml"))
+        .into_iter()
+        .find(|file| file.is_file());
+    Manifest::read(&file.unwrap()).unwrap()
+}
+
+/// The artifact that `cargo xtask plugins` made of a package; fixtures lie in a folder below.
 pub(crate) fn artifact(package: &str, carrier: Carrier) -> PathBuf {
-    let name = package.replace('-', "_");
+    let name = folder(package).replace('-', "_");
     let file = match carrier {
         Carrier::Component => format!("{name}.wasm"),
         Carrier::SharedObject => format!("lib{name}.so"),
@@ -213,12 +218,13 @@ pub(crate) fn artifact(package: &str, carrier: Carrier) -> PathBuf {
         let this = std::env::current_exe().unwrap();
         this.ancestors().nth(3).unwrap().join("plugins")
     };
-    let folder = std::env::var_os("XYLEM_PLUGINS_DIR").map_or_else(beside_target, PathBuf::from);
-    let path = folder.join(file);
-    assert!(
-        path.is_file(),
-        "{} is not there: run `cargo xtask plugins`, or set XYLEM_PLUGINS_DIR",
-        path.display()
-    );
-    path
+    let plugins = std::env::var_os("XYLEM_PLUGINS_DIR").map_or_else(beside_target, PathBuf::from);
+    let places = [plugins.join(&file), plugins.join("fixtures").join(&file)];
+    places
+        .into_iter()
+        .find(|path| path.is_file())
+        .unwrap_or_else(|| {
+            let plugins = plugins.display();
+            panic!("no {file} in {plugins}: run `cargo xtask plugins`, or set XYLEM_PLUGINS_DIR")
+        })
 }

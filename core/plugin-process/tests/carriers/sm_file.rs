@@ -1,7 +1,7 @@
 //! What `sm-file` does beyond the common facts: its mark, its directory, a full file system.
 
 use crate::harness::{Bench, CARRIERS, config};
-use plugin::PluginErrorKind::{Denied, NoSpace, NotFound};
+use plugin::PluginErrorKind::{Denied, Exists, NoSpace, NotFound};
 use plugin::{Carrier, Location, SrHandle, Storage, StoragePlugin};
 use std::path::PathBuf;
 use std::process::Command;
@@ -101,11 +101,18 @@ async fn containers_are_plain_files_and_nothing_else_in_the_directory_is_one() {
         let located = sr.storage.container_locate(&sr.handle, &id).await.unwrap();
         assert_eq!(located, Location::File(sr.directory.join("a.vhd")));
         std::fs::write(sr.directory.join("a.vhd"), vec![1; 8192]).unwrap();
-        let again = sr.storage.container_create(&sr.handle, &id, MIB).await;
-        assert!(
-            again.is_err(),
-            "a container with content was taken for a new one"
-        );
+        // The same call again, after a crash: what was written stays.
+        sr.storage
+            .container_create(&sr.handle, &id, MIB)
+            .await
+            .unwrap();
+        let directory = "directory".parse().unwrap();
+        let taken = sr
+            .storage
+            .container_create(&sr.handle, &directory, MIB)
+            .await
+            .unwrap_err();
+        assert_eq!(taken.kind, Exists, "{taken}");
         let list = sr.storage.container_list(&sr.handle).await.unwrap();
         assert_eq!((list[0].capacity_bytes, list[0].used_bytes), (8192, 8192));
     }
