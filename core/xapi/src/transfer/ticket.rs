@@ -26,7 +26,6 @@ pub(super) struct Ticket {
     pub(super) vdi_ref: Ref,
     pub(super) sr: SrUuid,
     pub(super) vdi: VdiUuid,
-    pub(super) name_label: String,
     pub(super) virtual_bytes: u64,
     pub(super) request_id: units::RequestId,
     keep_task: bool,
@@ -89,11 +88,6 @@ impl Ticket {
             vdi_ref: row.reference().clone(),
             sr: uuid_of(&sr)?,
             vdi: uuid_of(&row)?,
-            name_label: row
-                .get("name_label")
-                .as_str()
-                .unwrap_or_default()
-                .to_owned(),
             virtual_bytes: row
                 .get("virtual_size")
                 .as_int()

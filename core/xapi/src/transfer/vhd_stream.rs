@@ -77,15 +77,6 @@ pub(super) fn plan(
     pieces
 }
 
-/// Bytes of the whole stream.
-pub(super) fn length(pieces: &[Piece]) -> u64 {
-    let of = |piece: &Piece| match piece {
-        Piece::Bytes(bytes) => bytes.len() as u64,
-        Piece::Block(_) => BLOCK_BYTES,
-    };
-    pieces.iter().map(of).sum()
-}
-
 fn padded(bytes: u64) -> u64 {
     bytes.next_multiple_of(SECTOR).max(SECTOR)
 }
@@ -193,6 +184,15 @@ mod tests {
     use super::*;
     use std::process::Command;
 
+    /// Bytes of the whole stream.
+    fn length(pieces: &[Piece]) -> u64 {
+        let of = |piece: &Piece| match piece {
+            Piece::Bytes(bytes) => bytes.len() as u64,
+            Piece::Block(_) => BLOCK_BYTES,
+        };
+        pieces.iter().map(of).sum()
+    }
+
     #[test]
     fn geometry_is_the_one_other_tools_compute() {
         for (mib, expected) in [
@@ -251,7 +251,7 @@ mod tests {
             (300 << 20, vec![true; 3]),
         ] {
             let file = write(virtual_bytes, &has_data);
-            let report = vhd_checker::check(file.path(), vhd_checker::Strictness::Strict).unwrap();
+            let report = vhd_checker::check(file.path(), vhd_checker::Strictness::Closed).unwrap();
             assert!(report.problems.is_empty(), "{:?}", report.problems);
         }
     }
