@@ -1,6 +1,8 @@
 //! `vhd-check FILE...` prints what is wrong with images and exits with 1 if anything is;
 //! `vhd-check --flatten OUT LEAF BASE...` writes a chain's content into a raw file.
 
+#![forbid(unsafe_code)]
+
 use anyhow::{Context, Result, bail};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;

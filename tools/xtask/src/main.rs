@@ -1,2 +1,57 @@
-//! xtask entry point.
-fn main() {}
+//! `cargo xtask`: everything a developer or an operator on a laptop types, in one place.
+//!
+//! Each command does its own set-up, says what it is doing while it does it, and either ends with
+//! exit code 0 or names the step that failed.
+
+#![forbid(unsafe_code)]
+
+mod build;
+mod setup;
+mod step;
+mod up;
+mod verify;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+/// Build, run and test Xylem.
+#[derive(Parser)]
+#[command(bin_name = "cargo xtask", version, arg_required_else_help = true)]
+struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Set everything up, build release, and run a host in the foreground until Ctrl-C
+    Up(up::Options),
+    /// Set everything up and pass every test: format, lints, unit, process and whole-host tests
+    Test(verify::Options),
+    /// Set everything up and play the whole story once: import, boot, snapshot, kill, adopt, alarm
+    Demo(up::DemoOptions),
+    /// Build every plugin both ways into target/plugins
+    Plugins,
+    /// Only do the set-up: Debian packages, the wasm target, a test kernel, a Python environment
+    Setup,
+    /// Regenerate the plugin bindings from wit/ (with --check: fail if they are not current)
+    Gen {
+        /// Change nothing, fail if something would change
+        #[arg(long)]
+        check: bool,
+    },
+}
+
+fn main() -> Result<()> {
+    match Args::parse().command {
+        Command::Up(options) => up::up(&options),
+        Command::Test(options) => verify::test(&options),
+        Command::Demo(options) => up::demo(&options),
+        Command::Plugins => {
+            setup::wasm_target()?;
+            build::plugins()
+        }
+        Command::Setup => setup::everything(),
+        Command::Gen { check } => build::bindings(check),
+    }
+}
