@@ -25,6 +25,8 @@ use tokio_util::task::TaskTracker;
 use tracing::Instrument;
 use units::{HostUuid, RequestId};
 
+/// How long calls may go on when the interface stops, before they are asked to end.
+const GRACE: Duration = Duration::from_secs(20);
 /// How often old tasks are looked for.
 const SWEEP_EVERY: Duration = Duration::from_secs(300);
 
@@ -195,12 +197,14 @@ impl Api {
             .await
     }
 
-    /// Stops taking calls, asks running ones to end and waits for them.
+    /// Stops taking calls and waits for those that run; what takes long is cancelled after a while.
     pub async fn drain(&self) {
         self.stop.cancel();
-        self.tasks.cancel_all();
         self.work.close();
-        self.work.wait().await;
+        if tokio::time::timeout(GRACE, self.work.wait()).await.is_err() {
+            self.tasks.cancel_all();
+            self.work.wait().await;
+        }
     }
 
     /// The token that fires when the interface stops; blocking calls end on it.
@@ -306,6 +310,9 @@ impl Api {
         };
         if let Some(session) = &session {
             check_role(method, session)?;
+            if method.role > Role::ReadOnly {
+                tracing::info!(target: "audit", user = session.user, "permitted");
+            }
         }
         let args = self.arguments(method, params)?;
         let call = Call {

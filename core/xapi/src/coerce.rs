@@ -8,6 +8,7 @@ use crate::error::ApiError;
 use crate::model::{Class, Model, Qualifier, Type};
 use database::{Ref, Row, Value};
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// Returns `value` as `ty` has it.
 ///
@@ -99,21 +100,31 @@ pub(crate) fn constructor(
     Ok(fields)
 }
 
-/// Checks that every reference in a constructed object names an object of the right class.
+/// References that may be null though the model has no default for them: the home of a VM, and the
+/// disk in an empty drive.
+const NULLABLE: [(&str, &str); 2] = [("VM", "affinity"), ("VBD", "VDI")];
+
+/// Checks that every reference in a constructed object names an object of the right class, and
+/// that those it cannot be without are there.
 ///
 /// # Errors
 /// `HANDLE_INVALID` for the first that does not.
 pub(crate) fn check_references(
     class: &Class,
     fields: &BTreeMap<String, Value>,
-    row: impl Fn(&str, &Ref) -> Option<std::sync::Arc<Row>>,
+    row: impl Fn(&str, &Ref) -> Option<Arc<Row>>,
 ) -> Result<(), ApiError> {
     for field in &class.fields {
         let (Type::Ref(target), Some(Value::Ref(reference))) = (&field.ty, fields.get(field.name))
         else {
             continue;
         };
-        if !reference.is_null() && row(target, reference).is_none() {
+        let may_be_null = field.default.is_some() || NULLABLE.contains(&(class.name, field.name));
+        let is_good = match reference.is_null() {
+            true => may_be_null,
+            false => row(target, reference).is_some(),
+        };
+        if !is_good {
             return Err(ApiError::handle_invalid(target, reference));
         }
     }

@@ -4,7 +4,7 @@
 //! tried again at intervals and at the next start, until someone plugs or unplugs it.
 
 use super::handlers;
-use super::operations::Lock;
+use super::operations::{Lock, plugged};
 use super::sr::uuid_of;
 use super::storage_rows::Scan;
 use crate::api::{Api, Call};
@@ -117,6 +117,7 @@ async fn unplug(call: Call) -> Result<Value, ApiError> {
     let work = async {
         let row = call.api.snapshot().row("SR", &sr);
         let row = row.ok_or_else(|| ApiError::handle_invalid("SR", &sr))?;
+        assert_no_disk_is_plugged(&call.api, &row)?;
         let detached = call
             .api
             .services
@@ -130,6 +131,23 @@ async fn unplug(call: Call) -> Result<Value, ApiError> {
         .with_operation(&call.task_ref(), &locks, work)
         .await?;
     Ok(Value::Null)
+}
+
+fn assert_no_disk_is_plugged(api: &Api, sr: &Row) -> Result<(), ApiError> {
+    let snapshot = api.snapshot();
+    let disks = sr
+        .field("VDIs")
+        .and_then(Value::as_set)
+        .unwrap_or_default()
+        .iter();
+    let mut disks = disks.filter_map(|disk| snapshot.row("VDI", disk.as_ref()?));
+    match disks.find(|disk| !plugged(&snapshot, disk).is_empty()) {
+        None => Ok(()),
+        Some(disk) => Err(ApiError::new(
+            "VDI_IN_USE",
+            [disk.reference().as_str(), "unplug"],
+        )),
+    }
 }
 
 /// Attaches the SR of a link and reads what is in it. One that is attached is a success.

@@ -199,7 +199,10 @@ pub(crate) async fn destroy_disk(api: &Api, call: &Call, disk: &Disk) -> Result<
 /// Removes the row of a VDI. Drives that held it are empty then; links of disks go with it.
 async fn remove_rows(api: &Api, vdi: &Ref) -> Result<(), ApiError> {
     api.write(|tx| {
-        let row = generic::row(tx, "VDI", vdi)?;
+        // A scan may have seen that the disk is gone, and have been first.
+        let Some(row) = tx.row("VDI", vdi) else {
+            return Ok(());
+        };
         let links = row
             .field("VBDs")
             .and_then(Value::as_set)

@@ -5,7 +5,7 @@ use super::tls::{self, TlsError};
 use crate::api::{Api, Origin};
 use std::io;
 use std::net::SocketAddr;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -57,15 +57,19 @@ impl Listener {
     /// somebody answers on is not.
     ///
     /// # Errors
-    /// `AddrInUse` when another process listens; whatever the file system says.
+    /// `AddrInUse` when another process listens, `AlreadyExists` when there is something else than a
+    /// socket; whatever the file system says.
     pub async fn unix(path: &Path) -> io::Result<Self> {
         if UnixStream::connect(path).await.is_ok() {
             let text = format!("another process listens on {}", path.display());
             return Err(io::Error::new(io::ErrorKind::AddrInUse, text));
         }
-        match std::fs::remove_file(path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
+        match std::fs::symlink_metadata(path) {
+            Ok(found) if found.file_type().is_socket() => std::fs::remove_file(path)?,
+            // Whatever else is there was not put there by a daemon.
+            Ok(_) => return Err(io::ErrorKind::AlreadyExists.into()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
         }
         let socket = UnixListener::bind(path)?;
         // The uid of each peer is checked too: between bind and here the mode is the umask's.

@@ -172,7 +172,14 @@ async fn the_local_socket_is_root_and_does_not_outlive_the_daemon() {
     let host = Host::new().await;
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("xapi");
-    std::fs::write(&path, "left by a dead daemon").unwrap();
+    std::fs::write(&path, "of somebody").unwrap();
+    assert!(
+        Listener::unix(&path).await.is_err(),
+        "a file is not replaced"
+    );
+    std::fs::remove_file(&path).unwrap();
+    drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+    assert!(path.exists(), "left by a dead daemon");
     let server = HttpServer::serve(vec![Listener::unix(&path).await.unwrap()], &host.api);
     assert!(
         Listener::unix(&path).await.is_err(),

@@ -165,6 +165,12 @@ async fn disks_are_plugged_at_start_and_while_it_runs() {
         ["DEVICE_ALREADY_ATTACHED", text(&vbd)]
     );
 
+    let pbd = host.get("SR", &sr, "PBDs").as_set().unwrap()[0].clone();
+    assert_eq!(
+        host.fails("PBD.unplug", [pbd]).await,
+        ["VDI_IN_USE", text(&first), "unplug"]
+    );
+
     let late = host.vbd(&vm, &second).await;
     assert_eq!(host.get("VBD", &late, "userdevice"), "1".into());
     assert_eq!(
@@ -230,6 +236,10 @@ async fn links_are_checked_when_they_are_made() {
         (
             vbd_record(&vm, &vm, "2", "Disk", "RW"),
             vec!["HANDLE_INVALID", "VDI", text(&vm)],
+        ),
+        (
+            vbd_record(&null, &vdi, "2", "Disk", "RW"),
+            vec!["HANDLE_INVALID", "VM", "OpaqueRef:NULL"],
         ),
     ] {
         assert_eq!(host.fails("VBD.create", [record]).await, expected);
