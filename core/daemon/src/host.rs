@@ -80,7 +80,7 @@ pub(crate) async fn start(config: Config) -> Result<Running> {
 
     let drivers = storage_drivers(&plugins);
     let below = xapi::Services {
-        storage,
+        storage: storage.clone(),
         xenops: xenops.clone(),
         drivers,
     };
@@ -93,7 +93,10 @@ pub(crate) async fn start(config: Config) -> Result<Running> {
     let sources: Vec<Arc<dyn metrics::Source>> = vec![
         Arc::new(HostSource(host_uuid)),
         Arc::new(DomainSource(xenops.clone())),
-        Arc::new(DataPathSource(data_paths)),
+        Arc::new(DataPathSource {
+            storage: storage.clone(),
+            data_paths,
+        }),
     ];
     let stream = metrics::run(sources, config.metrics.step(), stop.clone());
     work.spawn(monitors::feed_metrics(plugins.clone(), stream));

@@ -4,12 +4,15 @@ use async_trait::async_trait;
 use datapath::protocol::DiskStats;
 use metrics::{Key, Kind, Reading, Source};
 use std::sync::Arc;
-use storage::DataPaths;
+use storage::{DataPaths, StorageManager};
 use units::{HostUuid, RequestId};
 use xenops::{PowerState, Xenops};
 
 /// Per-disk counters of every data path that serves a VM, under the names xcp-rrdd uses.
-pub(crate) struct DataPathSource(pub(crate) Arc<dyn DataPaths>);
+pub(crate) struct DataPathSource {
+    pub(crate) storage: StorageManager,
+    pub(crate) data_paths: Arc<dyn DataPaths>,
+}
 
 /// `vbd/<vm uuid>/<device>`, as xenops names datapaths.
 fn vm_and_device(dp: &str) -> Option<(&str, &str)> {
@@ -57,14 +60,20 @@ impl Source for DataPathSource {
     async fn read(&self) -> Vec<Reading> {
         let request_id = RequestId::random();
         let mut readings = Vec::new();
-        for process in self.0.running().await.unwrap_or_default() {
+        let users = self.storage.dp_list();
+        for process in self.data_paths.running().await.unwrap_or_default() {
             // A process that went away in between has nothing to say.
-            let Ok(Some(disks)) = self.0.disks(&request_id, &process).await else {
-                continue;
-            };
+            let disks = self.data_paths.disks(&request_id, &process).await;
+            let Ok(Some(disks)) = disks else { continue };
             for disk in disks {
-                if let Some((vm, device)) = vm_and_device(disk.disk.as_str()) {
-                    readings.extend(disk_readings(vm, device, &disk.stats));
+                // A disk is a VDI; whoever has a datapath to it uses it.
+                let of_disk = users
+                    .iter()
+                    .filter(|user| user.vdi.to_string() == disk.disk.as_str());
+                for user in of_disk {
+                    if let Some((vm, device)) = vm_and_device(user.dp.as_str()) {
+                        readings.extend(disk_readings(vm, device, &disk.stats));
+                    }
                 }
             }
         }

@@ -324,18 +324,21 @@ impl<'a> Story<'a> {
     /// What the host exports must be what a reader that shares no code with it finds in the files.
     fn compare_with_independent_reader(&self, vdi: &str) -> Result<()> {
         let exported = self.export_raw(vdi, &format!("{vdi}.raw"))?;
-        let location = self.host.xe(&[
+        let uuid = format!("uuid={vdi}");
+        let leaf = [
             "vdi-param-get",
-            &format!("uuid={vdi}"),
-            "param-name=location",
-        ])?;
+            &uuid,
+            "param-name=sm-config",
+            "param-key=vhd-container",
+        ];
+        let leaf = self.host.xe(&leaf)?;
         let sr = self.host.xe(&[
             "vdi-param-get",
             &format!("uuid={vdi}"),
             "param-name=sr-uuid",
         ])?;
         let sr_type = if sr == self.sr { "file" } else { "file-native" };
-        let leaf = self.sr_dir(sr_type).join(&location);
+        let leaf = self.sr_dir(sr_type).join(&leaf);
         let chain = chain_of(&leaf).with_context(|| format!("chain of {}", leaf.display()))?;
         let flat = self.path(&format!("{vdi}.flat"));
         vhd_checker::read_flat(&chain)?.write_to(Path::new(&flat))?;

@@ -17,13 +17,19 @@ fn bytes(bytes: u64) -> Value {
     Value::Int(i64::try_from(bytes).unwrap_or(i64::MAX))
 }
 
+/// Key of `sm_config` that this host keeps up to date itself.
+const LEAF_KEY: &str = "vhd-container";
+
 /// The fields of a VDI's row that the storage manager knows.
 fn vdi_fields(tx: &Tx, info: &VdiInfo) -> Vec<(&'static str, Value)> {
     let of = info
         .snapshot_of
         .and_then(|of| tx.by_uuid("VDI", &of.to_string()));
     let keys = info.fields.sm_config.iter();
+    // Which container holds the newest layer: for people and tools that look at the storage itself.
+    let leaf = (LEAF_KEY.to_owned(), Value::from(info.leaf.as_str()));
     let keys = keys.map(|(key, value)| (key.clone(), Value::from(value.as_str())));
+    let keys = keys.chain([leaf]);
     let tags = info.fields.tags.iter().map(|tag| Value::from(tag.as_str()));
     let mut fields = vec![
         ("name_label", info.fields.name_label.as_str().into()),
