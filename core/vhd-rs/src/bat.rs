@@ -47,6 +47,22 @@ impl Bat {
         numbered.filter(|&(_, entry)| entry != UNALLOCATED)
     }
 
+    /// The same entries in a table of another size.
+    pub(crate) fn grown(&self, max_entries: u32) -> Self {
+        Self {
+            entries: self.entries.clone(),
+            max_entries,
+        }
+    }
+
+    /// The whole table as it goes to disk.
+    pub(crate) fn to_bytes(&self) -> Vec<u8> {
+        let sectors = self.max_entries.div_ceil(ENTRIES_PER_SECTOR).max(1);
+        (0..sectors)
+            .flat_map(|sector| self.sector(sector * ENTRIES_PER_SECTOR))
+            .collect()
+    }
+
     pub(crate) fn set(&mut self, block: u32, entry: Option<u32>) {
         if let Some(slot) = self.entries.get_mut(block as usize) {
             *slot = entry.unwrap_or(UNALLOCATED);

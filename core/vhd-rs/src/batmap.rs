@@ -258,6 +258,26 @@ impl Batmap {
         self.changed = true;
     }
 
+    /// The writes that make the same map at another place, given by its header and its sectors, for
+    /// a disk of another size. The map in memory stays as it is.
+    pub(crate) fn moved(
+        &self,
+        (header_offset, map_sectors): (u64, u32),
+        virtual_bytes: u64,
+    ) -> [(u64, Vec<u8>); 2] {
+        let mut map = self.map.clone();
+        map.resize(used_bytes(virtual_bytes) as usize, 0);
+        let mut header = self.header.clone();
+        header.map_offset = header_offset + BATMAP_HEADER_BYTES as u64;
+        header.map_sectors = map_sectors;
+        header.checksum = header.checksum_of(&map);
+        map.resize(map_sectors as usize * 512, 0);
+        [
+            (header.map_offset, map),
+            (header_offset, header.to_bytes().to_vec()),
+        ]
+    }
+
     /// The writes that bring the disk up to date, map first, and the checksum with them.
     pub(crate) fn take_writes(&mut self) -> [(u64, Vec<u8>); 2] {
         self.header.checksum = self.header.checksum_of(&self.map);

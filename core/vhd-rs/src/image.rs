@@ -12,9 +12,11 @@ mod edit;
 mod footers;
 mod open;
 mod regions;
+mod relayout;
 
 pub(crate) use allocate::aligned_entry;
 pub use allocate::{Allocation, SectorWrite};
+pub use relayout::{BlockMove, Relayout, Save};
 
 /// How the container of an image ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]

@@ -68,6 +68,7 @@ mod footer;
 mod geometry;
 mod header;
 mod image;
+pub mod journal;
 mod keyhash;
 mod locator;
 mod plan;
@@ -82,7 +83,10 @@ pub use error::{Error, ErrorKind};
 pub use footer::{Creator, DiskType, FOOTER_BYTES, Footer, Timestamp};
 pub use geometry::Geometry;
 pub use header::{HEADER_BYTES, Header, LOCATORS};
-pub use image::{Access, Allocation, Allow, Block, Extent, Image, OpenOptions, SectorWrite};
+pub use image::{
+    Access, Allocation, Allow, Block, BlockMove, Extent, Image, OpenOptions, Relayout, Save,
+    SectorWrite,
+};
 pub use keyhash::Keyhash;
 pub use locator::{LOCATOR_BYTES_MAX, Locator, LocatorCode, LocatorEntry};
 pub use plan::{Plan, Step, WriteAt};

@@ -14,6 +14,7 @@ mod query;
 mod read;
 mod repair;
 mod resize;
+mod revert;
 mod scan;
 mod set;
 mod snapshot;
@@ -39,6 +40,7 @@ enum Command {
     Set(set::Set),
     Repair(repair::Repair),
     Resize(resize::Resize),
+    Revert(revert::Revert),
     Fill(fill::Fill),
     Coalesce(coalesce::Coalesce),
     Modify(modify::Modify),
@@ -60,6 +62,7 @@ impl Cli {
             Command::Set(command) => command.run(),
             Command::Repair(command) => command.run(),
             Command::Resize(command) => command.run(),
+            Command::Revert(command) => command.run(),
             Command::Fill(command) => command.run(),
             Command::Coalesce(command) => command.run(out),
             Command::Modify(command) => command.run(),

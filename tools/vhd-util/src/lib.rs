@@ -11,6 +11,7 @@ pub mod chain;
 pub mod command;
 mod disk;
 mod error;
+pub mod journal;
 mod paths;
 mod writer;
 

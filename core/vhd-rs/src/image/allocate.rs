@@ -40,6 +40,18 @@ pub(crate) fn aligned_entry(next: u64) -> u64 {
     next + (8 - (next + 1) % 8) % 8
 }
 
+/// The entry of a block placed after byte `next_free`: aligned, and with a gap before it unless it
+/// is the first one of the image.
+pub(super) fn next_entry(next_free: u64, first_entry: u64) -> u64 {
+    let next = next_free.div_ceil(SECTOR_BYTES);
+    let entry = aligned_entry(next);
+    if entry != first_entry && entry - next < GAP_SECTORS {
+        entry + 8
+    } else {
+        entry
+    }
+}
+
 impl Image {
     /// Reserves space for a block at the end of data. Nothing else changes: the block stays
     /// [`Block::Unallocated`](super::Block::Unallocated) until [`Image::commit`], and any number of
@@ -56,11 +68,7 @@ impl Image {
             let rule = format!("must be an unallocated block below {blocks}");
             return Err(Error::argument("block", block, rule));
         }
-        let next = sparse.next_free.div_ceil(SECTOR_BYTES);
-        let mut entry = aligned_entry(next);
-        if entry != sparse.first_entry && entry - next < GAP_SECTORS {
-            entry += 8;
-        }
+        let entry = next_entry(sparse.next_free, sparse.first_entry);
         let bitmap_offset = entry * SECTOR_BYTES;
         let data_offset = bitmap_offset + SECTOR_BYTES;
         let end_offset = data_offset + u64::from(BLOCK_BYTES);

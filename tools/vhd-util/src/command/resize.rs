@@ -1,10 +1,13 @@
-//! `resize`: another virtual size.
+//! `resize`: another virtual size, within the layout or with another one under a journal.
 
 use super::mib;
-use crate::{Disk, Result};
+use crate::disk::sync_folder;
+use crate::journal::{Named, perform};
+use crate::{Disk, Error, Result, extent_of};
 use clap::Args;
-use std::path::PathBuf;
-use vhd_rs::Access;
+use std::fs::{self, File, OpenOptions};
+use std::path::{Path, PathBuf};
+use vhd_rs::{Access, BLOCK_BYTES, DiskType, Extent, Image};
 
 /// Changes the virtual size
 #[derive(Debug, Args)]
@@ -16,13 +19,76 @@ pub(super) struct Resize {
     #[arg(short = 's', value_name = "MIB")]
     size_mib: u64,
     /// Grow within what the metadata was laid out for
-    #[arg(short = 'f', required = true)]
+    #[arg(short = 'f', required_unless_present = "journal")]
     fast: bool,
+    /// Keep an undo journal in this file or on this device, and move blocks where need be
+    #[arg(short = 'j', value_name = "JOURNAL", conflicts_with = "fast")]
+    journal: Option<PathBuf>,
 }
 
 impl Resize {
     pub(super) fn run(&self) -> Result<()> {
         let mut disk = Disk::open(&self.name, Access::ReadWrite)?;
-        disk.change(|image| image.resize_plan(mib(self.size_mib)))
+        match &self.journal {
+            None => disk.change(|image| image.resize_plan(mib(self.size_mib))),
+            Some(journal) => self.resize_under(journal, disk),
+        }
     }
+
+    fn resize_under(&self, journal: &Path, mut disk: Disk) -> Result<()> {
+        let size = mib(self.size_mib);
+        let image = &disk.image;
+        if size.checked_next_multiple_of(u64::from(BLOCK_BYTES)) == Some(image.virtual_bytes()) {
+            return Ok(());
+        }
+        let sparse = image.disk_type() != DiskType::Fixed;
+        if sparse && (image.virtual_bytes()..=image.resize_max_bytes()).contains(&size) {
+            return disk.change(|image| image.resize_plan(size));
+        }
+        if !disk.image.is_clean() {
+            disk.change(Image::close_plan)?;
+        }
+        let relayout = disk.image.relayout(size);
+        let relayout = relayout.map_err(|e| Error::vhd(&self.name, e))?;
+        let (mut file, extent) = open_journal(journal)?;
+        let whose = (disk.image.uuid(), disk.image.options().extent);
+        let mut target = Named {
+            name: "image",
+            medium: &mut disk.file,
+        };
+        let mut undo = Named {
+            name: "journal",
+            medium: &mut file,
+        };
+        perform(&mut target, &mut undo, whose, &relayout)
+            .map_err(|failure| Error::from((self.name.as_path(), failure)))?;
+        remove_journal(journal, extent)
+    }
+}
+
+/// Opens a journal, new or not; one in a file is emptied.
+fn open_journal(path: &Path) -> Result<(File, Extent)> {
+    let failed = |e| Error::io(format!("cannot open the journal {}", path.display()), e);
+    let opened = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(path);
+    let file = opened.map_err(failed)?;
+    let extent = extent_of(path, &file)?;
+    if extent == Extent::Grows {
+        file.set_len(0).map_err(failed)?;
+        sync_folder(path)?;
+    }
+    Ok((file, extent))
+}
+
+/// Removes a journal's file when it is of no more use. One on a device stays, as good as empty.
+pub(super) fn remove_journal(path: &Path, extent: Extent) -> Result<()> {
+    if extent == Extent::Reserved {
+        return Ok(());
+    }
+    fs::remove_file(path).map_err(|e| Error::io(format!("cannot remove {}", path.display()), e))?;
+    sync_folder(path)
 }

@@ -3,5 +3,8 @@
 mod checks;
 mod commands;
 mod content;
+mod journals;
+mod power;
+mod resizes;
 mod scans;
 mod support;
