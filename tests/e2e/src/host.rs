@@ -217,8 +217,12 @@ grants.settings = {{ limit_bytes_per_s = "200000", period_s = "3" }}
         if !python.exists() {
             bail!("no Python environment: run `cargo xtask setup`");
         }
+        let file = self.dir.join("program.py");
+        fs::write(&file, program)?;
         let url = format!("http://{}", self.http);
-        run(Command::new(python).args(["-c", program, &url, "root", &self.password()?]))
+        run(Command::new(python)
+            .arg(&file)
+            .args([&url, "root", &self.password()?]))
     }
 
     fn log_file(&self) -> PathBuf {
@@ -247,25 +251,34 @@ grants.settings = {{ limit_bytes_per_s = "200000", period_s = "3" }}
         }
     }
 
-    /// Processes other than this one whose command line or open socket names the host's directory.
+    /// Processes of this host other than the daemon: its children, and those whose command line or
+    /// log lies in the host's directory.
     pub fn processes(&self) -> Vec<i32> {
-        let own = std::process::id().to_string();
         let needle = self.dir.to_string_lossy().into_owned();
+        let others =
+            [Some(std::process::id()), self.pid()].map(|pid| pid.map(|pid| pid.to_string()));
         let Ok(entries) = fs::read_dir("/proc") else {
             return Vec::new();
         };
-        entries
-            .flatten()
-            .filter_map(|entry| {
-                let name = entry.file_name().into_string().ok()?;
-                let pid: i32 = name.parse().ok().filter(|_| name != own)?;
-                let cmdline = fs::read(entry.path().join("cmdline")).ok()?;
-                let ours = String::from_utf8_lossy(&cmdline).contains(&needle)
-                    || fs::read_link(entry.path().join("fd/2"))
-                        .is_ok_and(|log| log.to_string_lossy().contains(&needle));
-                ours.then_some(pid)
-            })
-            .collect()
+        let ours = |entry: &fs::DirEntry| {
+            let stat = fs::read_to_string(entry.path().join("stat")).unwrap_or_default();
+            // pid (name) state parent ...; the name may hold anything.
+            let parent = stat
+                .rsplit(')')
+                .next()
+                .and_then(|rest| rest.split_whitespace().nth(1));
+            let cmdline = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+            (parent.is_some() && parent == others[1].as_deref())
+                || String::from_utf8_lossy(&cmdline).contains(&needle)
+                || fs::read_link(entry.path().join("fd/2"))
+                    .is_ok_and(|log| log.to_string_lossy().contains(&needle))
+        };
+        let of_this_host = entries.flatten().filter_map(|entry| {
+            let name = entry.file_name().into_string().ok()?;
+            let pid: i32 = name.parse().ok()?;
+            (!others.contains(&Some(name)) && ours(&entry)).then_some(pid)
+        });
+        of_this_host.collect()
     }
 }
 

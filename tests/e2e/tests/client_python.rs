@@ -74,27 +74,47 @@ fn it_follows_events_from_a_token_without_missing_any() {
     passes(
         "
 sr = make_sr()
-first = x.event_from(['VDI', 'task'], '', 10.0) if hasattr(x, 'event_from') else s.xenapi.event['from'](['*'], '', 10.0) if False else getattr(x.event, 'from')(['VDI'], '', 10.0)
-token = first['token']
+events = getattr(x.event, 'from')
+token = events(['VDI'], '', 10.0)['token']
+
+def next_of(vdi, wanted):
+    global token
+    deadline = time.time() + 20
+    while time.time() < deadline:
+        batch = events(['VDI'], token, 5.0)
+        token = batch['token']
+        for e in batch['events']:
+            if e['ref'] == vdi and e['operation'] in wanted:
+                return e
+    raise AssertionError(wanted)
+
 vdi = make_vdi(sr)
-seen = []
-deadline = time.time() + 20
-while time.time() < deadline and not any(e['operation'] == 'del' for e in seen):
-    if len(seen) == 1:
-        x.VDI.destroy(vdi)
-    batch = getattr(x.event, 'from')(['VDI'], token, 5.0)
-    token = batch['token']
-    seen += [e for e in batch['events'] if e['ref'] == vdi]
-    if not seen:
-        continue
-    if seen[0]['operation'] == 'add' and len(seen) == 1:
-        assert seen[0]['class'] == 'vdi' and seen[0]['snapshot']['name_label'] == 'disk', seen
-        x.VDI.destroy(vdi)
-        seen.append({'operation': 'asked'})
-assert [e['operation'] for e in seen][0] == 'add' and seen[-1]['operation'] == 'del', seen
-quiet = getattr(x.event, 'from')(['VDI'], token, 0.5)
+added = next_of(vdi, ['add'])
+assert added['class'] == 'vdi' and added['snapshot']['name_label'] == 'disk', added
+x.VDI.set_name_description(vdi, 'changed')
+changed = next_of(vdi, ['mod'])
+while changed['snapshot']['name_description'] != 'changed':
+    changed = next_of(vdi, ['mod'])
+
+# A client that waits is told at once, not at its time-out.
+told = []
+def wait():
+    begun = time.time()
+    told.append((next_of(vdi, ['del']), time.time() - begun))
+waiter = threading.Thread(target=wait)
+waiter.start()
+time.sleep(1)
+other = XenAPI.Session(url)
+other.xenapi.login_with_password(user, password, '1.0', 'e2e')
+other.xenapi.VDI.destroy(vdi)
+waiter.join()
+assert 'snapshot' not in told[0][0] and told[0][1] < 4, told
+
+quiet = events(['VDI'], token, 0.5)
 assert quiet['events'] == [] and int(quiet['valid_ref_counts'].get('vdi', '0')) == 0, quiet
-assert failure(getattr(x.event, 'from'), ['VDI'], 'nonsense', 1.0)[0] == 'EVENT_FROM_TOKEN_PARSE_FAILURE'
+assert failure(events, ['VDI'], 'nonsense', 1.0)[0] == 'EVENT_FROM_TOKEN_PARSE_FAILURE'
+pool = x.pool.get_all()[0]
+assert x.event.inject('pool', pool).count(',') == 1
 ",
     );
 }
@@ -114,11 +134,13 @@ assert result.startswith('<value>OpaqueRef:'), result
 snap = result[len('<value>'):-len('</value>')]
 assert x.VDI.get_snapshot_of(snap) == vdi
 assert x.task.get_progress(task) == 1.0
-failed = x.Async.VDI.destroy('OpaqueRef:00000000-0000-0000-0000-000000000000')
+failed = x.Async.SR.destroy(sr)
 while x.task.get_status(failed) == 'pending':
     time.sleep(0.05)
 assert x.task.get_status(failed) == 'failure'
-assert x.task.get_error_info(failed)[:2] == ['HANDLE_INVALID', 'VDI'], x.task.get_error_info(failed)
+assert x.task.get_error_info(failed)[0] == 'SR_NOT_EMPTY', x.task.get_error_info(failed)
+x.task.destroy(failed)
+assert failure(x.task.get_status, failed)[:2] == ['HANDLE_INVALID', 'task']
 ",
     );
 }
@@ -175,14 +197,17 @@ assert failure(x.VDI.fly, nowhere) == ['MESSAGE_METHOD_UNKNOWN', 'VDI.fly']
 assert failure(x.SR.create, host, {}, '0', 'n', '', 'nosuch', 'user', False, {})[0] == 'SR_UNKNOWN_DRIVER'
 assert x.GPU_group.get_all_records() == {} and x.PVS_site.get_all_records() == {}
 sr = make_sr()
-assert failure(x.SR.destroy, sr) if x.SR.get_VDIs(sr) else True
+make_vdi(sr)
+assert failure(x.SR.destroy, sr)[0] == 'SR_NOT_EMPTY'
 other = XenAPI.Session(url)
 assert failure(other.xenapi.login_with_password, user, 'wrong', '1.0', 'e2e')[0] == 'SESSION_AUTHENTICATION_FAILED'
-raw = XenAPI.Session(url)
-raw._session = 'OpaqueRef:22222222-2222-2222-2222-222222222222'
-assert failure(raw.VDI.get_all, raw._session)[0] == 'SESSION_INVALID' if hasattr(raw, 'VDI') else True
-ref = s._session
+raw = XenAPI.xmlrpclib.ServerProxy(url)
+answer = raw.VDI.get_all('OpaqueRef:22222222-2222-2222-2222-222222222222')
+assert answer['Status'] == 'Failure', answer
+assert answer['ErrorDescription'] == ['SESSION_INVALID', 'OpaqueRef:22222222-2222-2222-2222-222222222222']
+mine = s._session
 s.xenapi.session.logout()
+assert raw.VDI.get_all(mine)['ErrorDescription'] == ['SESSION_INVALID', mine]
 ",
     );
 }
