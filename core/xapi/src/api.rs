@@ -190,8 +190,9 @@ impl Api {
         let session = match session {
             Some(Value::String(text)) => Some(Ref::from(text)),
             Some(Value::Ref(reference)) => Some(reference),
+            // What a client that has logged out sends.
+            Some(Value::Null) | None => None,
             Some(_) => return Err(ApiError::field_type("session_id")),
-            None => None,
         };
         self.call(&Caller { session, ..caller }, method, params)
             .await

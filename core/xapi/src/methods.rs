@@ -146,8 +146,16 @@ impl MethodTable {
         Self { methods }
     }
 
+    /// Finds `Class.message`, or `Class_message` as clients write it in languages where
+    /// `event.from` would not be a name.
     pub(crate) fn find(&self, name: &str) -> Option<&Method> {
-        self.methods.get(name)
+        self.methods.get(name).or_else(|| {
+            let mut dotted = name.match_indices('_').map(|(at, _)| {
+                let (class, message) = name.split_at(at);
+                format!("{class}.{}", message.trim_start_matches('_'))
+            });
+            dotted.find_map(|dotted| self.methods.get(&dotted))
+        })
     }
 
     pub(crate) fn names(&self) -> impl Iterator<Item = &str> {

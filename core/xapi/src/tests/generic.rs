@@ -143,6 +143,28 @@ async fn calls_that_are_wrong_in_themselves_get_their_exact_error() {
 }
 
 #[tokio::test]
+async fn an_underscore_may_stand_for_the_dot() {
+    let host = Host::new().await;
+    for name in [
+        "VM_get_all",
+        "VM_metrics_get_all",
+        "host_metrics_get_all_records",
+    ] {
+        host.ok(name, []).await;
+    }
+    let params = [
+        Value::Set(vec!["pool".into()]),
+        "".into(),
+        Value::Float(0.0),
+    ];
+    host.ok("event_from", params).await;
+    assert_eq!(
+        host.fails("VM_fly", []).await,
+        ["MESSAGE_METHOD_UNKNOWN", "VM_fly"]
+    );
+}
+
+#[tokio::test]
 async fn every_listed_class_answers_get_all_records_and_what_is_not_served_is_empty() {
     let host = Host::new().await;
     let model = host.api.model;

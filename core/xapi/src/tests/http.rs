@@ -127,6 +127,10 @@ async fn requests_that_are_no_calls_get_a_proper_answer() {
             "<value>SESSION_INVALID</value><value>OpaqueRef:x</value>",
         ),
         (
+            post("/jsonrpc", r#"{"method":"VM.get_all","params":[null]}"#),
+            r#""error":["SESSION_INVALID","OpaqueRef:NULL"]"#,
+        ),
+        (
             post("/", &xml_call("VM.get_all", &[])),
             "<value>SESSION_INVALID</value>",
         ),

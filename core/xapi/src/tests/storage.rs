@@ -199,11 +199,12 @@ async fn what_people_call_a_disk_lies_in_the_sr_too() {
         ("name_label", Value::from("renamed")),
         ("name_description", "text".into()),
         ("tags", Value::Set(vec!["t".into()])),
-        ("sm_config", map([("k", "v".into())])),
         ("read_only", true.into()),
     ] {
         assert_eq!(host.get("VDI", &found, field), expected, "{field}");
     }
+    let keys = host.get("VDI", &found, "sm_config");
+    assert_eq!(keys.as_map().unwrap()["k"], "v".into());
     assert_eq!(
         host.fails("VDI.resize", [found, Value::Int(8 << 20)]).await[0],
         "VDI_READONLY"
