@@ -194,7 +194,15 @@ fn a_running_vm_is_adopted_with_its_disks_after_the_daemon_was_killed() {
             .iter()
             .all(|byte| *byte == 1)
     );
-    let gone = || Ok(setting.processes("xylem-tapdisk").is_empty().then_some(()));
+    // One process per SR works on images at rest and stays; those of VMs and transfers must not.
+    let serves_a_disk = |pid: &i32| {
+        let log = std::fs::read_link(format!("/proc/{pid}/fd/2")).unwrap_or_default();
+        !log.to_string_lossy().contains("tapdisk-images-")
+    };
+    let gone = || {
+        let left = setting.processes("xylem-tapdisk");
+        Ok((!left.iter().any(serves_a_disk)).then_some(()))
+    };
     // Much sooner than an idle one would end by itself.
     wait_for("the data paths to end", Duration::from_secs(15), gone).expect("none left behind");
 }
