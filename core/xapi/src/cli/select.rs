@@ -148,6 +148,8 @@ pub(super) async fn some(job: &Job, kind_name: &str) -> Result<Vec<Selected>, Cl
         return Err(CliError::Failure(hint));
     }
     let mut found = list(job, kind, &own).await?;
+    // The host's own domain is a VM in lists only: `--multiple` must not shut it down.
+    found.retain(|found| found.get("is_control_domain").as_bool() != Some(true));
     if let Some(wanted) = named {
         let is_it = |found: &Selected| {
             found.uuid() == wanted || found.get("name_label").as_str() == Some(wanted)
