@@ -40,8 +40,8 @@ fn cases() -> Vec<Case> {
         modified: Timestamp(0),
     });
     vec![
-        // From 512 MiB on the table reaches into the first block.
-        case("child", &child, Extent::Grows, 4, 600),
+        // Large enough for the metadata to reach into the first block.
+        case("child", &child, Extent::Grows, 4, 2000),
         case("volume", &Content::Dynamic, Extent::Reserved, 4, 600),
         case("fixed up", &Content::Fixed, Extent::Grows, 2, 4),
         case("fixed down", &Content::Fixed, Extent::Grows, 4, 2),
@@ -60,6 +60,8 @@ impl Case {
 
     /// The image before the resize: every block there is, one of them with holes.
     fn image(&self) -> Vec<u8> {
+        let fixed = self.content == Content::Fixed;
+        let volume_mib = if fixed { 5 } else { 7 };
         let new = NewImage {
             uuid: UUID,
             created: Timestamp(1),
@@ -67,12 +69,12 @@ impl Case {
             resize_max_bytes: 0,
             content: self.content.clone(),
             extent: self.extent,
-            container_bytes: 8 * MIB,
+            container_bytes: volume_mib * MIB,
         };
         let mut bytes = match self.extent {
             Extent::Grows => Vec::new(),
             // A volume that has been used before.
-            Extent::Reserved => vec![0x5a; 8 << 20],
+            Extent::Reserved => vec![0x5a; (volume_mib as usize) << 20],
         };
         new.plan()
             .expect("a sound image")
