@@ -3,7 +3,7 @@
 use crate::api::Call;
 use crate::class;
 use crate::error::ApiError;
-use crate::model::{Class, Model, Qualifier, Relation, Role, Stage, Type};
+use crate::model::{Class, Field, Model, Qualifier, Relation, Role, Stage, Type};
 use database::Value;
 use std::collections::{BTreeMap, HashMap};
 use std::pin::Pin;
@@ -231,124 +231,131 @@ fn explicit(class: &'static Class) -> impl Iterator<Item = Method> {
     })
 }
 
+/// A parameter's name and type.
+type NamedType = (&'static str, Type);
+
+fn generic(
+    class: &'static Class,
+    (verb, field): (Verb, &'static str),
+    name: String,
+    role: Role,
+    params: Vec<NamedType>,
+) -> Method {
+    let params = params.into_iter().map(|(name, ty)| MethodParam {
+        name,
+        ty,
+        optional: false,
+    });
+    Method {
+        class: class.name,
+        name,
+        params: params.collect(),
+        role,
+        needs_session: true,
+        stage: Stage::Published,
+        kind: Kind::Generic(Generic { verb, class, field }),
+    }
+}
+
+/// The messages that the model implies for a class.
 fn implied(class: &'static Class) -> Vec<Method> {
-    let mut all = Vec::new();
     // Messages are rows here, but the interface has no field messages for them.
     if !class.is_object || class.name == "message" {
-        return all;
+        return Vec::new();
     }
     let this = || ("self", Type::Ref(class.name));
-    let mut add = |verb: Verb,
-                   field: &'static str,
-                   name: String,
-                   role: Role,
-                   params: Vec<(&'static str, Type)>| {
-        let params = params.into_iter();
-        all.push(Method {
-            class: class.name,
-            name,
-            params: params
-                .map(|(name, ty)| MethodParam {
-                    name,
-                    ty,
-                    optional: false,
-                })
-                .collect(),
-            role,
-            needs_session: true,
-            stage: Stage::Published,
-            kind: Kind::Generic(Generic { verb, class, field }),
-        });
-    };
     let read = class.read_role;
-    add(Verb::GetRecord, "", "get_record".into(), read, vec![this()]);
-    add(
-        Verb::GetByUuid,
-        "",
-        "get_by_uuid".into(),
-        read,
-        vec![("uuid", Type::String)],
-    );
+    let about_all = |verb: Verb, name: &str, role: Role, params: Vec<NamedType>| {
+        generic(class, (verb, ""), name.to_owned(), role, params)
+    };
+    let mut all = vec![
+        about_all(Verb::GetRecord, "get_record", read, vec![this()]),
+        about_all(
+            Verb::GetByUuid,
+            "get_by_uuid",
+            read,
+            vec![("uuid", Type::String)],
+        ),
+    ];
     if class.listed {
         let expression = vec![("expr", Type::String)];
-        add(Verb::GetAll, "", "get_all".into(), read, vec![]);
-        add(
+        all.push(about_all(Verb::GetAll, "get_all", read, vec![]));
+        all.push(about_all(
             Verb::GetAllRecords,
-            "",
-            "get_all_records".into(),
+            "get_all_records",
             read,
             vec![],
-        );
-        add(
+        ));
+        all.push(about_all(
             Verb::GetAllRecordsWhere,
-            "",
-            "get_all_records_where".into(),
+            "get_all_records_where",
             read,
             expression,
-        );
+        ));
         if class.field("name_label").is_some() && class.name != "pool" {
             let label = vec![("label", Type::String)];
-            add(
+            all.push(about_all(
                 Verb::GetByNameLabel,
-                "",
-                "get_by_name_label".into(),
+                "get_by_name_label",
                 read,
                 label,
-            );
+            ));
         }
     }
     if let Some(role) = class.make_role {
-        add(
-            Verb::Create,
-            "",
-            "create".into(),
-            role,
-            vec![("record", Type::Record(class.name))],
-        );
-        add(Verb::Destroy, "", "destroy".into(), role, vec![this()]);
+        let record = vec![("record", Type::Record(class.name))];
+        all.push(about_all(Verb::Create, "create", role, record));
+        all.push(about_all(Verb::Destroy, "destroy", role, vec![this()]));
     }
-    for field in &class.fields {
-        let name = field.name;
-        add(Verb::Get, name, format!("get_{name}"), read, vec![this()]);
-        let Qualifier::ReadWrite(role) = field.qualifier else {
-            continue;
-        };
-        debug_assert!(!matches!(field.relation, Some(Relation::Reverse(..))));
-        let value = ("value", field.ty.clone());
-        add(
-            Verb::Set,
-            name,
-            format!("set_{name}"),
-            role,
-            vec![this(), value],
-        );
-        match &field.ty {
-            Type::Map(key, inner) => {
-                let (key, inner) = ((**key).clone(), (**inner).clone());
-                let pair = vec![this(), ("key", key.clone()), ("value", inner)];
-                add(Verb::AddToMap, name, format!("add_to_{name}"), role, pair);
-                let key = vec![this(), ("key", key)];
-                add(
-                    Verb::RemoveFromMap,
-                    name,
-                    format!("remove_from_{name}"),
-                    role,
-                    key,
-                );
-            }
-            Type::Set(inner) => {
-                let item = || vec![this(), ("value", (**inner).clone())];
-                add(Verb::AddToSet, name, format!("add_{name}"), role, item());
-                add(
-                    Verb::RemoveFromSet,
-                    name,
-                    format!("remove_{name}"),
-                    role,
-                    item(),
-                );
-            }
-            _ => {}
+    all.extend(
+        class
+            .fields
+            .iter()
+            .flat_map(|field| implied_by_field(class, field)),
+    );
+    all
+}
+
+/// The messages that the model implies for a field.
+fn implied_by_field(class: &'static Class, field: &'static Field) -> Vec<Method> {
+    let name = field.name;
+    let this = || ("self", Type::Ref(class.name));
+    let about = |verb: Verb, prefix: &str, role: Role, params: Vec<NamedType>| {
+        generic(class, (verb, name), format!("{prefix}{name}"), role, params)
+    };
+    let mut all = vec![about(Verb::Get, "get_", class.read_role, vec![this()])];
+    let Qualifier::ReadWrite(role) = field.qualifier else {
+        return all;
+    };
+    debug_assert!(!matches!(field.relation, Some(Relation::Reverse(..))));
+    all.push(about(
+        Verb::Set,
+        "set_",
+        role,
+        vec![this(), ("value", field.ty.clone())],
+    ));
+    match &field.ty {
+        Type::Map(key, value) => {
+            let (key, value) = (("key", (**key).clone()), ("value", (**value).clone()));
+            all.push(about(
+                Verb::AddToMap,
+                "add_to_",
+                role,
+                vec![this(), key.clone(), value],
+            ));
+            all.push(about(
+                Verb::RemoveFromMap,
+                "remove_from_",
+                role,
+                vec![this(), key],
+            ));
         }
+        Type::Set(item) => {
+            let item = || vec![this(), ("value", (**item).clone())];
+            all.push(about(Verb::AddToSet, "add_", role, item()));
+            all.push(about(Verb::RemoveFromSet, "remove_", role, item()));
+        }
+        _ => {}
     }
     all
 }

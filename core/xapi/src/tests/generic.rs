@@ -359,3 +359,12 @@ async fn a_new_host_has_the_records_that_clients_start_from() {
         assert_eq!(again.all(class).len(), count, "{class} after a restart");
     }
 }
+
+#[tokio::test]
+async fn the_table_has_every_message_of_the_interface() {
+    let host = Host::new().await;
+    let all = || host.api.all_methods();
+    let ours =
+        all().filter(|method| method.name == "get_all_records_where" && method.class != "message");
+    assert_eq!(all().count() - ours.count(), 2007);
+}
