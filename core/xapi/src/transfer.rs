@@ -81,13 +81,20 @@ fn refuse(error: &ApiError) -> Response<Body> {
         "VDI_IN_USE" | "OTHER_OPERATION_IN_PROGRESS" => StatusCode::CONFLICT,
         _ => StatusCode::INTERNAL_SERVER_ERROR,
     };
-    respond(status, "text/plain", format!("{}\n", error.to_list().join(" ")))
+    respond(
+        status,
+        "text/plain",
+        format!("{}\n", error.to_list().join(" ")),
+    )
 }
 
 /// An error of the data path while bytes were moved.
 fn moving_failed(what: &str, error: &datapath::nbd::Error) -> ApiError {
     match error.kind() {
         datapath::nbd::ErrorKind::NoSpace => ApiError::new("SR_FULL", [what, ""]),
-        _ => ApiError::new("SR_BACKEND_FAILURE", ["failed", "", &format!("{what}: {error}")]),
+        _ => ApiError::new(
+            "SR_BACKEND_FAILURE",
+            ["failed", "", &format!("{what}: {error}")],
+        ),
     }
 }
