@@ -53,8 +53,10 @@
 //!
 //! # What the crate does not do
 //!
-//! Payload I/O, following a locator to a file (paths are text of unknown origin), resizes that
-//! move blocks (journals), encryption, blocks of other sizes than 2 MiB except for reading.
+//! Payload I/O, following a locator to a file (paths are text of unknown origin), performing the
+//! resizes it describes (see [`Image::relayout`] and [`journal`]), blocks of other
+//! sizes than 2 MiB except for reading. The data of encrypted images goes through `Cipher` (feature
+//! `cipher`), in the caller's hands.
 
 #![forbid(unsafe_code)]
 
@@ -62,6 +64,8 @@ mod bat;
 mod batmap;
 pub mod bitmap;
 mod chain;
+#[cfg(feature = "cipher")]
+mod cipher;
 mod create;
 mod error;
 mod footer;
@@ -78,6 +82,8 @@ mod wire;
 pub use bat::Bat;
 pub use batmap::{BATMAP_HEADER_BYTES, Batmap, BatmapHeader};
 pub use chain::{CHAIN_DEPTH_MAX, Layer, check_chain, check_link};
+#[cfg(feature = "cipher")]
+pub use cipher::Cipher;
 pub use create::{Content, NewImage, ParentLink};
 pub use error::{Error, ErrorKind};
 pub use footer::{Creator, DiskType, FOOTER_BYTES, Footer, Timestamp};

@@ -8,7 +8,7 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use vhd_rs::{
-    Access, Allow, Block, CHAIN_DEPTH_MAX, Layer as Link, SECTOR_BYTES, bitmap, check_chain,
+    Access, Allow, Block, CHAIN_DEPTH_MAX, Cipher, Layer as Link, SECTOR_BYTES, bitmap, check_chain,
 };
 
 /// Sectors in a block.
@@ -36,6 +36,7 @@ pub struct RawDisk {
 pub struct Chain {
     /// The layers; the first is the leaf.
     pub layers: Vec<Layer>,
+    cipher: Option<Cipher>,
 }
 
 impl Chain {
@@ -56,8 +57,27 @@ impl Chain {
         let disk = Disk::open_with(leaf, Access::ReadOnly, allow)?;
         let chain = Self {
             layers: vec![Layer::Vhd(Box::new(disk))],
+            cipher: None,
         };
         chain.complete(allow)
+    }
+
+    /// Opens a chain to read its content in clear, with a key if it is encrypted.
+    ///
+    /// # Errors
+    /// As [`Chain::open`]; `EINVAL` unless each image is encrypted with the key given, or, if none
+    /// is given, none is.
+    pub fn open_clear(leaf: &Path, key: Option<&[u8]>) -> Result<Self> {
+        let mut chain = Self::open(leaf)?;
+        for layer in &chain.layers {
+            if let Layer::Vhd(disk) = layer {
+                let checked = disk.image.check_key(key);
+                checked.map_err(|e| Error::vhd(&disk.path, e))?;
+            }
+        }
+        let cipher = key.map(Cipher::new).transpose();
+        chain.cipher = cipher.map_err(|e| Error::vhd(leaf, e))?;
+        Ok(chain)
     }
 
     fn complete(mut self, allow: Allow) -> Result<Self> {
@@ -87,7 +107,8 @@ impl Chain {
         self.layers.len()
     }
 
-    /// Reads a range of one block as a guest sees it. Returns whether any of it is in any image.
+    /// Reads a range of one block as a guest sees it; what is encrypted, and was not opened in clear,
+    /// stays so. Returns whether any of it is in any image.
     ///
     /// # Errors
     /// Those of the media.
@@ -98,7 +119,11 @@ impl Chain {
         for layer in &self.layers {
             let mut still = Vec::new();
             for part in &missing {
-                found |= layer.read(block, part.clone(), &sectors, buffer, &mut still)?;
+                for run in layer.read(block, part.clone(), &sectors, buffer, &mut still)? {
+                    found = true;
+                    let data = window(buffer, &sectors, &run);
+                    self.decrypt(layer, block, run.start, data)?;
+                }
             }
             missing = still;
             if missing.is_empty() {
@@ -106,6 +131,15 @@ impl Chain {
             }
         }
         Ok(found)
+    }
+
+    fn decrypt(&self, layer: &Layer, block: u32, first: u32, data: &mut [u8]) -> Result<()> {
+        let (Some(cipher), Layer::Vhd(disk)) = (&self.cipher, layer) else {
+            return Ok(());
+        };
+        let sector = u64::from(block) * u64::from(BLOCK_SECTORS) + u64::from(first);
+        let decrypted = cipher.decrypt(sector, data);
+        decrypted.map_err(|e| Error::vhd(&disk.path, e))
     }
 }
 
@@ -182,7 +216,7 @@ impl Layer {
     }
 
     /// Reads what this layer has of `part` into its place in a buffer that holds `whole`, and adds
-    /// what it has not to `missing`.
+    /// what it has not to `missing`. Returns what was read.
     fn read(
         &self,
         block: u32,
@@ -190,21 +224,19 @@ impl Layer {
         whole: &Range<u32>,
         buffer: &mut [u8],
         missing: &mut Vec<Range<u32>>,
-    ) -> Result<bool> {
+    ) -> Result<Vec<Range<u32>>> {
         let disk = match self {
             Self::Raw(raw) => {
-                let offset = (u64::from(block) * u64::from(BLOCK_SECTORS) + u64::from(part.start))
-                    * SECTOR_BYTES;
-                raw.read(offset, window(buffer, whole, &part))?;
-                return Ok(true);
+                let first = u64::from(block) * u64::from(BLOCK_SECTORS) + u64::from(part.start);
+                raw.read(first * SECTOR_BYTES, window(buffer, whole, &part))?;
+                return Ok(vec![part]);
             }
             Self::Vhd(disk) => disk,
         };
-        let mut found = false;
+        let mut found = Vec::new();
         for run in present_runs(disk, block, part, missing)? {
-            let offset = run.data_offset;
-            disk.read_at(offset, window(buffer, whole, &run.sectors))?;
-            found = true;
+            disk.read_at(run.data_offset, window(buffer, whole, &run.sectors))?;
+            found.push(run.sectors);
         }
         Ok(found)
     }

@@ -7,8 +7,10 @@ use std::io::Write;
 
 mod check;
 mod coalesce;
+mod copy;
 mod create;
 mod fill;
+mod key;
 mod modify;
 mod query;
 mod read;
@@ -45,6 +47,8 @@ enum Command {
     Coalesce(coalesce::Coalesce),
     Modify(modify::Modify),
     Scan(scan::Scan),
+    Key(key::Key),
+    Copy(copy::Copy),
     Check(check::Check),
 }
 
@@ -67,6 +71,8 @@ impl Cli {
             Command::Coalesce(command) => command.run(out),
             Command::Modify(command) => command.run(),
             Command::Scan(command) => command.run(out),
+            Command::Key(command) => command.run(out),
+            Command::Copy(command) => command.run(),
             Command::Check(command) => command.run(out),
         }
     }

@@ -38,7 +38,8 @@ impl Fill {
 
     fn write(&self) -> Result<()> {
         let mut disk = Disk::open(&self.name, Access::ReadWrite)?;
-        let chain = Chain::open(&self.name)?;
+        // What is in no image is zeros in clear; entered into an encrypted one it were rubbish.
+        let chain = Chain::open_clear(&self.name, None)?;
         let blocks = disk.image.blocks();
         let sectors = disk.image.virtual_bytes() / SECTOR_BYTES;
         let mut writer = Writer::new(&mut disk, Fresh::Zeroed);

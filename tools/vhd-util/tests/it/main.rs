@@ -4,6 +4,7 @@ mod checks;
 mod commands;
 mod content;
 mod journals;
+mod keys;
 mod power;
 mod resizes;
 mod scans;
