@@ -18,10 +18,15 @@ mod vhd_stream;
 use crate::api::{Api, Caller};
 use crate::error::ApiError;
 use crate::http::{Body, respond};
-use hyper::body::Incoming;
-use hyper::{Request, Response, StatusCode};
+use bytes::Bytes;
+use futures_util::stream;
+use http_body_util::{BodyExt, StreamBody};
+use hyper::body::{Frame, Incoming};
+use hyper::{Request, Response, StatusCode, Version};
+use std::io;
 use std::sync::Arc;
 use ticket::Ticket;
+use tokio::task::JoinHandle;
 
 /// Bytes moved by one request to the data path.
 const CHUNK_BYTES: usize = 1 << 20;
@@ -64,10 +69,24 @@ pub(crate) async fn import(
         Ok(ticket) => ticket,
         Err(error) => return refuse(&error),
     };
+    if request.version() == Version::HTTP_10 {
+        // The existing `xe` sends its head and then waits for the answer before it sends a byte.
+        // It learns from the task how the transfer went.
+        return answer_first(tokio::spawn(incoming::take(ticket, request)));
+    }
     match incoming::take(ticket, request).await {
         Ok(()) => respond(StatusCode::OK, "text/plain", ""),
         Err(error) => refuse(&error),
     }
+}
+
+/// A 200 at once, whose empty body ends when the work does.
+fn answer_first(work: JoinHandle<Result<(), ApiError>>) -> Response<Body> {
+    let frames = stream::unfold(work, |work| async move {
+        drop(work.await);
+        None::<(io::Result<Frame<Bytes>>, _)>
+    });
+    Response::new(StreamBody::new(frames).boxed_unsync())
 }
 
 /// The answer to a transfer that did not work: the status says who is to blame, the text has the

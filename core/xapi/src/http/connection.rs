@@ -100,6 +100,8 @@ async fn http(api: &Arc<Api>, stream: Rewound, origin: Origin) {
     });
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
+        // A client that has sent all it has may close its side before it reads the answer.
+        .half_close(true)
         .header_read_timeout(HEAD_TIME_MAX)
         .max_buf_size(HEAD_BYTES_MAX)
         .serve_connection(TokioIo::new(stream), service);
