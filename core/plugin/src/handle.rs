@@ -99,9 +99,10 @@ impl Gate {
         let call = request.scope(call.instrument(span.clone()));
         let result = tokio::time::timeout_at((deadline + GRACE).into(), call).await;
         let result = result.unwrap_or_else(|_| Err(late("answer")));
-        if let Err(error) = &result {
-            span.in_scope(|| tracing::debug!(kind = ?error.kind, "{}", error.message));
-        }
+        span.in_scope(|| match &result {
+            Ok(_) => tracing::debug!("done"),
+            Err(error) => tracing::debug!(kind = ?error.kind, "{}", error.message),
+        });
         result
     }
 }

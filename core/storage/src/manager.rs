@@ -108,7 +108,11 @@ impl StorageManager {
         Fut: Future<Output = Result<T>> + Send + 'static,
     {
         let span = tracing::info_span!("storage", op = name, request_id = %ctx.request_id);
-        let task = tokio::spawn(op(Arc::clone(&self.host), ctx.clone()).instrument(span));
+        // Plugin calls carry the client call's id from here on. Not its deadline: the operation
+        // runs to its end.
+        let request = plugin::Request::new(ctx.request_id.clone());
+        let work = request.scope(op(Arc::clone(&self.host), ctx.clone()));
+        let task = tokio::spawn(work.instrument(span));
         let joined = match ctx.deadline {
             None => task.await,
             Some(deadline) => tokio::time::timeout_at(deadline, task).await.map_err(|_| {

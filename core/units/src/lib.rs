@@ -25,5 +25,8 @@ pub const TIB: u64 = 1 << 40;
 
 /// Rounds `value` up to a multiple of `unit`; `None` on overflow or for a zero `unit`.
 pub fn round_up(value: u64, unit: u64) -> Option<u64> {
-    value.div_ceil(unit.max(1)).checked_mul(unit).filter(|_| unit != 0)
+    value
+        .div_ceil(unit.max(1))
+        .checked_mul(unit)
+        .filter(|_| unit != 0)
 }

@@ -30,7 +30,11 @@ fn check(
     } else {
         return Ok(());
     };
-    Err(NameError { kind, text: text.chars().take(64).collect(), reason })
+    Err(NameError {
+        kind,
+        text: text.chars().take(64).collect(),
+        reason,
+    })
 }
 
 macro_rules! name {
@@ -117,7 +121,16 @@ mod tests {
 
     #[test]
     fn container_ids_cannot_leave_their_directory() {
-        for bad in ["", ".", "..", ".hidden", "a/b", "a\0b", "é", &"x".repeat(129)] {
+        for bad in [
+            "",
+            ".",
+            "..",
+            ".hidden",
+            "a/b",
+            "a\0b",
+            "é",
+            &"x".repeat(129),
+        ] {
             assert!(bad.parse::<ContainerId>().is_err(), "{bad:?} was accepted");
         }
         for good in ["a", "a.vhd", "VHD-0_1", &"x".repeat(128)] {

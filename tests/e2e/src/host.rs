@@ -98,7 +98,7 @@ run_dir = "{dir}/run"
 log_dir = "{dir}/log"
 bin_dir = "{bin_dir}"
 [log]
-filter = "info"
+filter = "debug,hyper=info,rustls=info"
 format = "text"
 [api]
 http = ["{http}"]
@@ -227,6 +227,11 @@ grants.settings = {{ limit_bytes_per_s = "200000", period_s = "3" }}
 
     fn log_file(&self) -> PathBuf {
         self.dir.join("xylemd.log")
+    }
+
+    /// Everything the daemon has logged.
+    pub fn log(&self) -> Result<String> {
+        Ok(fs::read_to_string(self.log_file())?)
     }
 
     /// The end of the daemon's log, for messages.

@@ -111,3 +111,38 @@ fn make_sr(host: &Host, dir: &Path) -> String {
     host.xe(&["sr-create", "type=file", "name-label=one", &location])
         .expect("an SR")
 }
+
+#[test]
+fn one_request_id_follows_a_call_through_daemon_plugin_and_data_path() {
+    let built = Built::beside_this_test().expect("a build");
+    let dir = tempfile::tempdir().expect("a directory");
+    let host = Host::start(&built, dir.path(), Hypervisor::Simulator).expect("a host");
+    let sr = format!("sr-uuid={}", make_sr(&host, dir.path()));
+    let vdi = host
+        .xe(&["vdi-create", &sr, "name-label=d", "virtual-size=4MiB"])
+        .expect("a VDI");
+    host.xe(&["vdi-snapshot", &format!("uuid={vdi}")])
+        .expect("a snapshot");
+
+    let log = host.log().expect("the daemon's log");
+    let said = log
+        .lines()
+        .find(|line| line.contains("command=\"vdi-snapshot\""));
+    let id = said
+        .and_then(|line| line.split("request_id=").nth(1)?.split([' ', '}']).next())
+        .unwrap_or_else(|| panic!("no request id in the log:\n{log}"));
+    let with_id: Vec<&str> = log.lines().filter(|line| line.contains(id)).collect();
+    let of = |wanted: &str| with_id.iter().any(|line| line.contains(wanted));
+    for wanted in ["VDI.snapshot", "plugin.call", "containers.create", "sm-file"] {
+        assert!(
+            of(wanted),
+            "{wanted} is not logged under {id}:\n{}",
+            with_id.join("\n")
+        );
+    }
+    let logs = std::fs::read_dir(dir.path().join("log")).expect("the children's logs");
+    let told = logs
+        .flatten()
+        .any(|file| std::fs::read_to_string(file.path()).is_ok_and(|text| text.contains(id)));
+    assert!(told, "no data-path log has {id}");
+}
