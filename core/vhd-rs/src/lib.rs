@@ -63,6 +63,7 @@
 mod bat;
 mod batmap;
 pub mod bitmap;
+pub mod cbt;
 mod chain;
 #[cfg(feature = "cipher")]
 mod cipher;

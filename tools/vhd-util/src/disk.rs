@@ -122,12 +122,29 @@ pub fn open_file(path: &Path, access: Access) -> Result<(File, Extent)> {
     Ok((file, extent))
 }
 
+/// Opens a file or device for reading and writing, and makes a file if there is none; what is in
+/// it stays.
+///
+/// # Errors
+/// Those of the file system; `EINVAL` for anything that is neither a file nor a block device.
+pub fn create_file(path: &Path) -> Result<(File, Extent)> {
+    let opened = FileOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(path);
+    let file = opened.map_err(|e| Error::io(format!("cannot create {}", path.display()), e))?;
+    let extent = extent_of(path, &file)?;
+    Ok((file, extent))
+}
+
 /// How an image in this file ends. A device's cached pages are dropped on the way, as another host
 /// may have written it since they were read.
 ///
 /// # Errors
 /// Those of the file system; `EINVAL` for anything that is neither a file nor a block device.
-pub fn extent_of(path: &Path, file: &File) -> Result<Extent> {
+fn extent_of(path: &Path, file: &File) -> Result<Extent> {
     let metadata = file
         .metadata()
         .map_err(|e| Error::io(format!("cannot stat {}", path.display()), e))?;

@@ -1,4 +1,4 @@
-//! The commands of `vhd-util` and what they share: opened images, chains found by their locators,
+//! The commands of `vhd-util` and `cbt-util` and what they share: opened images, chains found by their locators,
 //! a writer that keeps the format's order of durability.
 //!
 //! What is on disk and in which order it may change is `vhd-rs`' knowledge; this crate does the
@@ -7,14 +7,16 @@
 
 #![forbid(unsafe_code)]
 
+pub mod cbt;
 pub mod chain;
 pub mod command;
 mod disk;
 mod error;
 pub mod journal;
 mod paths;
+pub mod process;
 mod writer;
 
-pub use disk::{Disk, extent_of, open_file};
+pub use disk::{Disk, create_file, open_file};
 pub use error::{Error, Result};
 pub use writer::{Fresh, Writer};

@@ -1,12 +1,12 @@
 //! `create`: a new image without a parent.
 
 use super::mib;
-use crate::disk::{extent_of, sync_folder};
+use crate::disk::{create_file, sync_folder};
 use crate::{Error, Result};
 use clap::Args;
 use rustix::fs::{FallocateFlags, fallocate};
 use rustix::io::Errno;
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 use uuid::Uuid;
@@ -55,7 +55,7 @@ pub(super) struct New {
 impl New {
     /// Makes the image durable under its name.
     pub(super) fn create(self, path: &Path) -> Result<()> {
-        let (file, extent) = open_new(path)?;
+        let (file, extent) = create_file(path)?;
         let container_bytes = file
             .size_bytes()
             .map_err(|e| Error::io(format!("cannot measure {}", path.display()), e))?;
@@ -83,18 +83,6 @@ impl New {
         write(file, path, &plan)?;
         sync_folder(path)
     }
-}
-
-fn open_new(path: &Path) -> Result<(File, Extent)> {
-    let file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .open(path)
-        .map_err(|e| Error::io(format!("cannot create {}", path.display()), e))?;
-    let extent = extent_of(path, &file)?;
-    Ok((file, extent))
 }
 
 fn write(mut file: File, path: &Path, plan: &Plan) -> Result<()> {

@@ -1,11 +1,11 @@
 //! `resize`: another virtual size, within the layout or with another one under a journal.
 
 use super::mib;
-use crate::disk::sync_folder;
+use crate::disk::{create_file, sync_folder};
 use crate::journal::{Named, perform};
-use crate::{Disk, Error, Result, extent_of};
+use crate::{Disk, Error, Result};
 use clap::Args;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use vhd_rs::{Access, BLOCK_BYTES, DiskType, Extent, Image};
 
@@ -68,17 +68,10 @@ impl Resize {
 
 /// Opens a journal, new or not; one in a file is emptied.
 fn open_journal(path: &Path) -> Result<(File, Extent)> {
-    let failed = |e| Error::io(format!("cannot open the journal {}", path.display()), e);
-    let opened = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .open(path);
-    let file = opened.map_err(failed)?;
-    let extent = extent_of(path, &file)?;
+    let (file, extent) = create_file(path)?;
     if extent == Extent::Grows {
-        file.set_len(0).map_err(failed)?;
+        let emptied = file.set_len(0);
+        emptied.map_err(|e| Error::io(format!("cannot empty {}", path.display()), e))?;
         sync_folder(path)?;
     }
     Ok((file, extent))

@@ -5,6 +5,7 @@ mod commands;
 mod content;
 mod journals;
 mod keys;
+mod logs;
 mod power;
 mod resizes;
 mod scans;

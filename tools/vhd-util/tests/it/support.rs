@@ -58,6 +58,16 @@ impl Folder {
         (code, String::from_utf8_lossy(&said).into_owned())
     }
 
+    /// Runs `cbt-util`; returns whether it succeeded with what it printed, or its exit code.
+    pub(crate) fn cbt(&self, line: &str) -> Result<Vec<u8>, i32> {
+        let args: Vec<&str> = line.split(' ').collect();
+        let output = self.run(env!("CARGO_BIN_EXE_cbt-util"), &args);
+        match output.status.code() {
+            Some(0) => Ok(output.stdout),
+            code => Err(code.expect("an exit code")),
+        }
+    }
+
     /// Runs one of qemu's programs; it must succeed.
     pub(crate) fn qemu(&self, program: &str, args: &[&str]) -> String {
         let output = self.run(program, args);
