@@ -36,7 +36,13 @@ impl Process {
             id,
             request_id,
         };
-        tracing::debug!(request_id = %to.request_id, op = request.name(), "asked");
+        match request {
+            // Asked every few seconds by whoever watches.
+            Request::Hello { .. } | Request::List => {
+                tracing::debug!(request_id = %to.request_id, op = request.name(), "asked");
+            }
+            _ => tracing::info!(request_id = %to.request_id, op = request.name(), "asked"),
+        }
         let greeted = self.controls.get(&control).is_some_and(|c| c.greeted);
         if greeted == matches!(request, Request::Hello { .. }) {
             let error = Error::new(
