@@ -133,7 +133,12 @@ fn one_request_id_follows_a_call_through_daemon_plugin_and_data_path() {
         .unwrap_or_else(|| panic!("no request id in the log:\n{log}"));
     let with_id: Vec<&str> = log.lines().filter(|line| line.contains(id)).collect();
     let of = |wanted: &str| with_id.iter().any(|line| line.contains(wanted));
-    for wanted in ["VDI.snapshot", "plugin.call", "containers.create", "sm-file"] {
+    for wanted in [
+        "VDI.snapshot",
+        "plugin.call",
+        "containers.create",
+        "sm-file",
+    ] {
         assert!(
             of(wanted),
             "{wanted} is not logged under {id}:\n{}",
