@@ -10,6 +10,15 @@ use std::path::Path;
 
 mod sparse;
 
+/// How the end of an image is to be taken.
+#[derive(Clone, Copy)]
+struct End {
+    /// The footer there is good.
+    at_end: bool,
+    place: Place,
+    strictness: Strictness,
+}
+
 /// How an image was left.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Strictness {
@@ -18,6 +27,16 @@ pub enum Strictness {
     /// Its writer may have died at any instant: the footer at the end may be missing, a batmap of
     /// wrong checksum says nothing, the last block may be cut short.
     AfterCrash,
+}
+
+/// What an image is kept in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// A file, which ends with its footer, right after the data.
+    File,
+    /// A block device or volume, or a file that stands for one: the footer is in the last sector,
+    /// wherever data ends, and stays there while the image is written.
+    Volume,
 }
 
 /// Something that is wrong.
@@ -59,12 +78,25 @@ impl Report {
 /// # Errors
 /// Only if the file cannot be read; a file that is no VHD is a problem in the report.
 pub fn check(path: &Path, strictness: Strictness) -> io::Result<Report> {
+    check_in(path, Place::File, strictness)
+}
+
+/// Checks one image in a file or on a volume.
+///
+/// # Errors
+/// Only if it cannot be read; one that is no VHD is a problem in the report.
+pub fn check_in(path: &Path, place: Place, strictness: Strictness) -> io::Result<Report> {
     let raw = Raw::open(path)?;
     let mut report = Report::default();
     let Some((footer, at_end)) = find_footer(&raw, strictness, &mut report)? else {
         return Ok(report);
     };
     check_footer(&footer, &mut report);
+    if place == Place::Volume {
+        report.want(raw.len.is_multiple_of(512), || {
+            format!("a volume of {} bytes is not whole sectors", raw.len)
+        });
+    }
     match num(&footer, 60, 4) {
         2 => {
             let room = raw.len - 512;
@@ -75,7 +107,14 @@ pub fn check(path: &Path, strictness: Strictness) -> io::Result<Report> {
                 "fixed disk with a header".into()
             });
         }
-        3 | 4 => Sparse::check(&raw, &footer, at_end, strictness, &mut report)?,
+        3 | 4 => {
+            let end = End {
+                at_end,
+                place,
+                strictness,
+            };
+            Sparse::check(&raw, &footer, end, &mut report)?;
+        }
         other => report.add(format!("disk type {other}")),
     }
     Ok(report)

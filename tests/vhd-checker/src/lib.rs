@@ -14,5 +14,5 @@ mod geometry;
 mod locators;
 mod raw;
 
-pub use check::{Problem, Report, Strictness, check, check_link};
+pub use check::{Place, Problem, Report, Strictness, check, check_in, check_link};
 pub use flat::{Flat, read_flat};

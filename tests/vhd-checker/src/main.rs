@@ -6,9 +6,9 @@
 use anyhow::{Context, Result, bail};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use vhd_checker::{Strictness, check, check_link, read_flat};
+use vhd_checker::{Place, Strictness, check_in, check_link, read_flat};
 
-const USAGE: &str = "usage: vhd-check [--after-crash] FILE...
+const USAGE: &str = "usage: vhd-check [--after-crash | --volume] FILE...
        vhd-check --chain LEAF BASE...
        vhd-check --flatten OUT LEAF BASE...";
 
@@ -40,20 +40,23 @@ fn run() -> Result<bool> {
                 .with_context(|| format!("cannot flatten to {}", out.display()))?;
             Ok(true)
         }
-        Some("--after-crash") => check_all(rest, Strictness::AfterCrash),
-        Some("--chain") => Ok(check_all(rest, Strictness::Closed)? & check_links(rest)?),
+        Some("--after-crash") => check_all(rest, Place::File, Strictness::AfterCrash),
+        Some("--volume") => check_all(rest, Place::Volume, Strictness::Closed),
+        Some("--chain") => {
+            Ok(check_all(rest, Place::File, Strictness::Closed)? & check_links(rest)?)
+        }
         Some(option) if option.starts_with('-') => bail!(USAGE),
-        _ => check_all(&args, Strictness::Closed),
+        _ => check_all(&args, Place::File, Strictness::Closed),
     }
 }
 
-fn check_all(files: &[PathBuf], strictness: Strictness) -> Result<bool> {
+fn check_all(files: &[PathBuf], place: Place, strictness: Strictness) -> Result<bool> {
     let mut sound = !files.is_empty();
     if files.is_empty() {
         bail!(USAGE);
     }
     for file in files {
-        let report = check(file, strictness).with_context(|| reading(file))?;
+        let report = check_in(file, place, strictness).with_context(|| reading(file))?;
         for problem in &report.problems {
             println!("{}: {problem}", file.display());
         }

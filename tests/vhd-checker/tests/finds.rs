@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use tempfile::TempDir;
-use vhd_checker::{Strictness, check, check_link, read_flat};
+use vhd_checker::{Place, Strictness, check, check_in, check_link, read_flat};
 
 const BLOCK: usize = 4097 * 512;
 
@@ -166,6 +166,42 @@ fn each_damage_is_found() {
             "{expected}: {found:?}"
         );
     }
+}
+
+#[test]
+fn a_volume_has_its_footer_in_the_last_sector_and_old_bytes_before_it() {
+    let found = |bytes: &[u8], place, strictness| {
+        let (_folder, path) = stored(bytes);
+        let report = check_in(&path, place, strictness).expect("the file is there");
+        report
+            .problems
+            .into_iter()
+            .map(|problem| problem.0)
+            .collect::<Vec<_>>()
+    };
+    let mut volume = image();
+    let footer = volume.split_off(volume.len() - 512);
+    volume.extend([0x5a; 8192]);
+    volume.extend(&footer);
+    for strictness in [Strictness::Closed, Strictness::AfterCrash] {
+        assert_eq!(found(&volume, Place::Volume, strictness), [""; 0]);
+    }
+    assert!(found(&volume, Place::File, Strictness::Closed)[0].starts_with("file has"));
+    // A block in the way of the footer is wrong whether or not the footer is there.
+    let last = volume.len() / 512 - 4097;
+    for lost in [0, 1] {
+        let mut full = volume.clone();
+        set(&mut full, 1536, 4, last as u64);
+        let end = full.len();
+        full[end - 512..end - 512 + lost].fill(0);
+        let problem = format!("block 0 at sector {last} lies beyond the file");
+        let all = found(&full, Place::Volume, Strictness::AfterCrash);
+        assert!(all.contains(&problem), "{all:?}");
+    }
+    volume.push(0);
+    let all = found(&volume, Place::Volume, Strictness::AfterCrash);
+    let odd = format!("a volume of {} bytes is not whole sectors", volume.len());
+    assert!(all.contains(&odd), "{all:?}");
 }
 
 #[test]

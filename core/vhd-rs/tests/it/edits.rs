@@ -6,7 +6,7 @@ use crate::support::{
 };
 use uuid::Uuid;
 use vhd_checker::{Strictness, check};
-use vhd_rs::{Block, Content, ErrorKind, Extent, Geometry, Image, Step};
+use vhd_rs::{Allow, Block, Content, ErrorKind, Extent, Geometry, Image, Keyhash, Step};
 
 fn sound(bytes: &[u8]) {
     let file = tempfile::NamedTempFile::new().expect("a folder for it");
@@ -223,6 +223,94 @@ fn an_image_in_use_shows_it_until_it_is_closed() {
     );
     image.close_plan().unwrap().apply(&mut device).unwrap();
     assert!(Image::open(&device, options).unwrap().is_clean());
+}
+
+#[test]
+fn footers_follow_a_volume_that_grows_or_is_about_to_shrink() {
+    let mut new = new_image(64 * MIB, Content::Dynamic);
+    (new.extent, new.container_bytes) = (Extent::Reserved, 4 * MIB);
+    let options = vhd_rs::OpenOptions {
+        extent: Extent::Reserved,
+        ..READ_WRITE
+    };
+    let mut volume = vec![0x5a; 4 << 20];
+    new.plan().unwrap().apply(&mut volume).unwrap();
+    // Grown: no footer at its end until it is written there.
+    volume.resize(8 << 20, 0x5a);
+    let mut image = Image::open(&volume, options).unwrap();
+    assert!(!image.is_clean());
+    image
+        .container_plan(8 * MIB)
+        .unwrap()
+        .apply(&mut volume)
+        .unwrap();
+    let mut image = Image::open(&volume, options).unwrap();
+    assert!(image.is_clean());
+    let place = image.reserve(9).unwrap();
+    image.commit(&place).unwrap();
+    let too_small = image.container_plan(2 * MIB).unwrap_err();
+    assert_eq!(too_small.kind(), ErrorKind::NoSpace);
+    // To be cut: the footer is where the end will be.
+    image
+        .container_plan(3 * MIB)
+        .unwrap()
+        .apply(&mut volume)
+        .unwrap();
+    volume.truncate(3 << 20);
+    assert!(Image::open(&volume, options).unwrap().is_clean());
+}
+
+#[test]
+fn dropping_data_removes_marks_entries_and_space_in_this_order() {
+    let mut bytes = dynamic_with_blocks(&[1, 4]);
+    let mut image = open(&bytes).unwrap();
+    assert!(image.set_full(1));
+    image.close_plan().unwrap().apply(&mut bytes).unwrap();
+    let mut image = open(&bytes).unwrap();
+    let plan = image.drop_data_plan().unwrap();
+    let order: Vec<u64> = plan
+        .steps
+        .iter()
+        .filter_map(|step| match step {
+            Step::Write { offset, .. } => Some(*offset),
+            _ => None,
+        })
+        .collect();
+    // Batmap and its header, the table's sector, then the footers.
+    assert_eq!(order, [0xa00, 0x800, 0x600, 0xc00, 0]);
+    let groups = plan.steps.split(|step| *step == Step::Flush);
+    assert!(groups.filter(|group| !group.is_empty()).count() == 3);
+    plan.apply(&mut bytes).unwrap();
+    assert_eq!(bytes, dynamic());
+}
+
+#[test]
+fn keys_are_checked_both_ways_and_change_only_while_an_image_is_empty() {
+    let mut bytes = dynamic();
+    let keyhash = Keyhash::of([3; 32], b"a key of any length");
+    let mut image = open(&bytes).unwrap();
+    image.check_key(None).unwrap();
+    let kind = |image: &Image, key| image.check_key(key).unwrap_err().kind();
+    assert_eq!(kind(&image, Some(b"a key of any length")), ErrorKind::Key);
+    image
+        .keyhash_plan(Some(&keyhash))
+        .unwrap()
+        .apply(&mut bytes)
+        .unwrap();
+    assert_eq!(open(&bytes).unwrap_err().kind(), ErrorKind::Key);
+    let allow = Allow {
+        encrypted: true,
+        ..Allow::default()
+    };
+    let mut image = Image::open_with(&bytes, READ_WRITE, allow).unwrap();
+    assert_eq!(image.keyhash(), Some(keyhash));
+    image.check_key(Some(b"a key of any length")).unwrap();
+    assert_eq!(kind(&image, Some(b"another key")), ErrorKind::Key);
+    assert_eq!(kind(&image, None), ErrorKind::Key);
+    let place = image.reserve(0).unwrap();
+    image.commit(&place).unwrap();
+    let refused = image.keyhash_plan(None).unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Argument);
 }
 
 #[test]

@@ -8,7 +8,7 @@ use crate::support::{
 use proptest::prelude::*;
 use std::path::PathBuf;
 use uuid::Uuid;
-use vhd_checker::{Strictness, check, check_link, read_flat};
+use vhd_checker::{Place, Strictness, check_in, check_link, read_flat};
 use vhd_rs::{
     Access, Block, Content, Creator, DiskType, Extent, Footer, Geometry, Header, Image,
     LocatorCode, LocatorEntry, OpenOptions, Timestamp, bitmap,
@@ -281,6 +281,7 @@ fn perform(ops: &[Op], writer: &mut Option<Writer>, model: &mut [u8], stamp: &mu
             }
             Op::Reopen | Op::Crash => {
                 let old = writer.take().expect("always reopened");
+                let extent = old.image.options().extent;
                 let path = match op {
                     Op::Reopen => old.close(),
                     _ => old.path.clone(),
@@ -289,11 +290,18 @@ fn perform(ops: &[Op], writer: &mut Option<Writer>, model: &mut [u8], stamp: &mu
                     Op::Reopen => Strictness::Closed,
                     _ => Strictness::AfterCrash,
                 };
-                let report = check(&path, strictness).expect("the file is there");
+                let report = check_in(&path, place(extent), strictness).expect("a file");
                 assert_eq!(report.problems, [], "{op:?}");
-                *writer = Some(Writer::open(&path));
+                *writer = Some(Writer::open_as(&path, extent));
             }
         }
+    }
+}
+
+fn place(extent: Extent) -> Place {
+    match extent {
+        Extent::Grows => Place::File,
+        Extent::Reserved => Place::Volume,
     }
 }
 
@@ -301,13 +309,18 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(12))]
 
     #[test]
-    fn a_chain_reads_what_was_written_to_it(below in ops(), above in ops()) {
+    fn a_chain_reads_what_was_written_to_it(
+        below in ops(),
+        above in ops(),
+        extent in prop_oneof![Just(Extent::Grows), Just(Extent::Reserved)],
+    ) {
         let folder = tempfile::tempdir().unwrap();
         let paths: [PathBuf; 2] = ["leaf.vhd", "base.vhd"].map(|name| folder.path().join(name));
         let mut model = vec![0; 16 << 20];
         let mut stamp = 0;
         let mut new = new_image(16 * MIB, Content::Dynamic);
         new.uuid = PARENT;
+        (new.extent, new.container_bytes) = (extent, 20 * MIB);
         let mut writer = Some(Writer::create(&paths[1], &new));
         perform(&below, &mut writer, &mut model, &mut stamp);
         writer.take().unwrap().close();
@@ -319,7 +332,7 @@ proptest! {
         writer.take().unwrap().close();
 
         for path in &paths {
-            prop_assert_eq!(check(path, Strictness::Closed).unwrap().problems, []);
+            prop_assert_eq!(check_in(path, place(extent), Strictness::Closed).unwrap().problems, []);
         }
         prop_assert_eq!(check_link(&paths[0], Some(&paths[1])).unwrap().problems, []);
         prop_assert!(read_flat(&paths).unwrap().bytes().unwrap() == model);

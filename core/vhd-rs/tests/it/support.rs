@@ -127,20 +127,33 @@ impl Writer {
             .create_new(true)
             .open(path)
             .expect("the folder takes files");
+        if new.extent == Extent::Reserved {
+            // A volume that has been used before.
+            let old = vec![0x5a; new.container_bytes as usize];
+            file.write_all_at(&old, 0).expect("the file takes writes");
+        }
         new.plan()
             .expect("image can be made")
             .apply(&mut file)
             .expect("the file takes writes");
-        Self::open(path)
+        Self::open_as(path, new.extent)
     }
 
     pub(crate) fn open(path: &Path) -> Self {
+        Self::open_as(path, Extent::Grows)
+    }
+
+    pub(crate) fn open_as(path: &Path, extent: Extent) -> Self {
         let file = File::options()
             .read(true)
             .write(true)
             .open(path)
             .expect("the file is there");
-        let image = Image::open(&file, READ_WRITE).expect("the image opens");
+        let options = OpenOptions {
+            extent,
+            ..READ_WRITE
+        };
+        let image = Image::open(&file, options).expect("the image opens");
         Self {
             file,
             path: path.to_owned(),
@@ -179,9 +192,11 @@ impl Writer {
             return (bitmap_offset, data_offset);
         }
         let place = self.image.reserve(block).expect("there is room");
-        self.file
-            .set_len(self.image.size_needed_bytes())
-            .expect("the file grows");
+        if self.image.options().extent == Extent::Grows {
+            self.file
+                .set_len(self.image.size_needed_bytes())
+                .expect("the file grows");
+        }
         self.write_at(place.bitmap_offset, &[0; 512]);
         self.image.commit(&place).expect("it was reserved");
         let sector = self

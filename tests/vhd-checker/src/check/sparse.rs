@@ -1,6 +1,6 @@
 //! The checks of dynamic and differencing images: header, table, batmap, blocks and their places.
 
-use super::{Report, Strictness};
+use super::{End, Place, Report, Strictness};
 use crate::locators;
 use crate::raw::{Raw, bit, num, sectors, sum_without, text, zero};
 use std::collections::BTreeMap;
@@ -13,8 +13,7 @@ const MIB2: u64 = 2 * 1024 * 1024;
 pub(super) struct Sparse<'a> {
     raw: &'a Raw,
     footer: &'a [u8],
-    at_end: bool,
-    strictness: Strictness,
+    end: End,
     header: Vec<u8>,
     places: BTreeMap<u64, (u64, String)>,
     /// Where the sectors kept for the batmap end, used or not.
@@ -26,8 +25,7 @@ impl<'a> Sparse<'a> {
     pub(super) fn check(
         raw: &'a Raw,
         footer: &'a [u8],
-        at_end: bool,
-        strictness: Strictness,
+        end: End,
         report: &'a mut Report,
     ) -> io::Result<()> {
         let header_at = num(footer, 16, 8);
@@ -36,8 +34,7 @@ impl<'a> Sparse<'a> {
         let mut me = Self {
             raw,
             footer,
-            at_end,
-            strictness,
+            end,
             header,
             places,
             batmap_end: 0,
@@ -53,7 +50,7 @@ impl<'a> Sparse<'a> {
         let table_room = sectors(num(&me.header, 28, 4) * 4) * 512;
         me.place(table_at, table_room, "table");
         let map = me.check_batmap(table_at + table_room)?;
-        let headers_end = me.end().max(me.batmap_end);
+        let headers_end = me.data_end().max(me.batmap_end);
         me.check_blocks(table_at, map.as_deref(), headers_end)?;
         me.check_end(headers_end);
         Ok(())
@@ -76,7 +73,7 @@ impl<'a> Sparse<'a> {
         self.places.insert(at, (end, name));
     }
 
-    fn end(&self) -> u64 {
+    fn data_end(&self) -> u64 {
         self.places.values().map(|(end, _)| *end).max().unwrap_or(0)
     }
 
@@ -179,7 +176,7 @@ impl<'a> Sparse<'a> {
         if sum == num(&h, 24, 4) {
             return Ok(Some(map));
         }
-        if self.strictness == Strictness::Closed {
+        if self.end.strictness == Strictness::Closed {
             self.report.add("batmap checksum is wrong");
         }
         Ok(None)
@@ -204,12 +201,14 @@ impl<'a> Sparse<'a> {
                 continue;
             }
             let whole = (entry + 1 + 4096) * 512;
-            let limit = if self.at_end {
+            let on_volume = self.end.place == Place::Volume;
+            let limit = if self.end.at_end || on_volume {
                 self.raw.len - 512
             } else {
                 self.raw.len
             };
-            let cut_short = !self.at_end && self.strictness == Strictness::AfterCrash && !full;
+            let crashed = self.end.strictness == Strictness::AfterCrash;
+            let cut_short = !self.end.at_end && !on_volume && crashed && !full;
             if (entry + 1) * 512 > limit || (whole > limit && !cut_short) {
                 self.report
                     .add(format!("block {n} at sector {entry} lies beyond the file"));
@@ -254,8 +253,10 @@ impl<'a> Sparse<'a> {
     }
 
     fn check_end(&mut self, headers_end: u64) {
-        let end = self.end();
-        if self.at_end && self.is_tap() && self.strictness == Strictness::Closed {
+        let end = self.data_end();
+        let on_file = self.end.place == Place::File;
+        if on_file && self.end.at_end && self.is_tap() && self.end.strictness == Strictness::Closed
+        {
             // Not every tool counts the unused sectors kept for the batmap into the headers.
             let ends = [end + 512, end.max(headers_end) + 512];
             let exact = ends.contains(&self.raw.len);
