@@ -138,3 +138,34 @@ fn statistics_count_blocks() {
         )
     );
 }
+
+#[test]
+fn a_full_table_of_256_gib_is_checked() {
+    let folder = Folder::new();
+    folder.util("create -n a.vhd -s 262144");
+    let bytes = folder.bytes("a.vhd");
+    // Every block has a place, in no order, with a hole of a file behind it: only the table is real.
+    let headers_end = bytes.len() as u64 / 512 - 1;
+    let first = headers_end.next_multiple_of(8) + 7;
+    let table: Vec<u8> = (0..131_072u64)
+        .flat_map(|n| ((first + (n * 7919 + 13) % 131_072 * 4104) as u32).to_be_bytes())
+        .collect();
+    let end = (first - 7 + 131_072 * 4104) * 512;
+    folder.poke("a.vhd", 1536, &table);
+    folder.poke("a.vhd", bytes.len() as u64 - 512, &[0; 512]);
+    folder.poke("a.vhd", end, &bytes[..512]);
+    assert_eq!(folder.util("check -n a.vhd"), "a.vhd is valid\n");
+    assert_eq!(folder.util("query -n a.vhd -a"), "131072\n");
+    // One block an eighth of a gap too low reaches into its neighbour.
+    folder.poke(
+        "a.vhd",
+        1536 + 4 * 70_000,
+        &((first + 5 * 4104 - 1) as u32).to_be_bytes(),
+    );
+    let (code, said) = folder.fails("check -n a.vhd");
+    assert_eq!(
+        (code, said.contains("must not overlap")),
+        (22, true),
+        "{said}"
+    );
+}

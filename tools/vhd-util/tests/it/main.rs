@@ -10,3 +10,4 @@ mod power;
 mod resizes;
 mod scans;
 mod support;
+mod volumes;
