@@ -186,6 +186,14 @@ fn run_as(child: &Child) -> Option<(u32, u32)> {
     child.run_as.map(|ids| (ids.uid, ids.gid))
 }
 
+/// Whom the data path becomes when nothing is said: it opens no file, so it needs to be nobody in
+/// particular. A daemon that is not root cannot make it anybody else.
+fn nobody() -> Option<(u32, u32)> {
+    /// `nobody` and `nogroup` of Debian; the kernel's overflow uid.
+    const NOBODY: u32 = 65_534;
+    nix::unistd::geteuid().is_root().then_some((NOBODY, NOBODY))
+}
+
 /// Loads every plugin of the configuration. One that cannot be loaded is an error in the log, not
 /// of the host: its SRs are unavailable, the others are not.
 async fn start_plugins(
@@ -252,7 +260,7 @@ fn data_paths(config: &Config, bin_dir: &Path) -> Tapdisks {
         binary: bin_dir.join("xylem-tapdisk"),
         run_dir: config.paths.run_dir.join("tapdisk"),
         log_dir: config.paths.log_dir.clone(),
-        run_as: run_as(&config.data_path),
+        run_as: run_as(&config.data_path).or_else(nobody),
     }))
 }
 
