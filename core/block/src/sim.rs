@@ -98,7 +98,13 @@ impl SimDisk {
 
     /// How many changes a crash now could keep or lose, those not finished yet included.
     pub fn volatile(&self) -> usize {
-        self.changes().len()
+        self.changes().len().saturating_add(self.queued().count())
+    }
+
+    /// Changes that are not finished, which may have reached the disk as well.
+    fn queued(&self) -> impl Iterator<Item = (usize, Effect)> + '_ {
+        let sound = self.queue.iter().filter(|q| check_range(&q.op).is_ok());
+        sound.filter_map(|q| Some((q.op.file.0 as usize, Effect::of(&q.op.action)?)))
     }
 
     fn changes(&self) -> Vec<(usize, &Effect)> {
@@ -118,13 +124,7 @@ impl SimDisk {
     /// The files after a power cut at this moment.
     pub fn crash(&self, crash: &Crash) -> RamDisk {
         let mut files: Vec<SparseBytes> = self.files.iter().map(|f| f.durable.clone()).collect();
-        // What is still queued may have reached the disk as well.
-        let queued: Vec<(usize, Effect)> = self
-            .queue
-            .iter()
-            .filter(|q| check_range(&q.op).is_ok())
-            .filter_map(|q| Some((q.op.file.0 as usize, Effect::of(&q.op.action)?)))
-            .collect();
+        let queued: Vec<(usize, Effect)> = self.queued().collect();
         let mut changes = self.changes();
         changes.extend(queued.iter().map(|(file, effect)| (*file, effect)));
         match crash {

@@ -37,6 +37,8 @@ mod reserve;
 mod slab;
 mod state;
 mod status;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 #[cfg(test)]
 mod tests;
 mod write;

@@ -6,6 +6,6 @@ mod facts;
 mod faults;
 mod files;
 mod live;
-mod model;
 mod random;
-mod rig;
+
+use super::testing::{model, power, rig};

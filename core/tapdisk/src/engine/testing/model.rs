@@ -1,14 +1,15 @@
 //! What each sector may read as: every value it had since the last answered flush, and no other.
 
 use super::rig::SECTOR;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{DefaultHasher, Hash, Hasher};
 
 /// A sector's content, told by its first and last eight bytes; the rest is zero. Sectors are never
 /// torn inside, so more would show nothing.
-pub(super) type Value = u64;
+pub type Value = u64;
 
 /// The bytes of sectors with these values.
-pub(super) fn sectors_of(values: impl ExactSizeIterator<Item = Value>) -> Vec<u8> {
+pub fn sectors_of(values: impl ExactSizeIterator<Item = Value>) -> Vec<u8> {
     let mut bytes = vec![0; values.len() * SECTOR as usize];
     for (sector, value) in bytes.chunks_exact_mut(SECTOR as usize).zip(values) {
         sector[..8].copy_from_slice(&value.to_le_bytes());
@@ -18,7 +19,7 @@ pub(super) fn sectors_of(values: impl ExactSizeIterator<Item = Value>) -> Vec<u8
 }
 
 /// The value of a sector, or `None` if it is a mixture that nobody ever wrote.
-pub(super) fn value_of(sector: &[u8]) -> Option<Value> {
+pub fn value_of(sector: &[u8]) -> Option<Value> {
     let (first, last) = (sector.first_chunk::<8>()?, sector.last_chunk::<8>()?);
     (first == last).then(|| u64::from_le_bytes(*first))
 }
@@ -36,18 +37,18 @@ struct Version {
 
 /// The history of each touched sector since its last durable version, that one included.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Model {
+pub struct Model {
     sectors: BTreeMap<u64, Vec<Version>>,
     changes: u64,
 }
 
 /// What a flush will make durable, taken when it is submitted.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Covered(BTreeMap<u64, u64>);
+pub struct Covered(BTreeMap<u64, u64>);
 
 impl Model {
     /// A change of some sectors is submitted; `optional` if it may leave the old content.
-    pub(super) fn change(
+    pub fn change(
         &mut self,
         sectors: impl IntoIterator<Item = (u64, Value)>,
         optional: bool,
@@ -74,7 +75,7 @@ impl Model {
     }
 
     /// The change was answered. One that failed may have happened in part.
-    pub(super) fn answered(&mut self, change: u64, ok: bool) {
+    pub fn answered(&mut self, change: u64, ok: bool) {
         let versions = self.sectors.values_mut().flatten();
         for version in versions.filter(|version| version.change == change) {
             version.acked = true;
@@ -83,7 +84,7 @@ impl Model {
     }
 
     /// A flush is submitted now.
-    pub(super) fn flush_begins(&self) -> Covered {
+    pub fn flush_begins(&self) -> Covered {
         let last_sure = |history: &[Version]| {
             history
                 .iter()
@@ -100,7 +101,7 @@ impl Model {
     }
 
     /// That flush was answered with success.
-    pub(super) fn flushed(&mut self, covered: &Covered) {
+    pub fn flushed(&mut self, covered: &Covered) {
         for (sector, change) in &covered.0 {
             if let Some(history) = self.sectors.get_mut(sector) {
                 history.retain(|version| version.change >= *change);
@@ -109,7 +110,7 @@ impl Model {
     }
 
     /// A change answered with FUA: it is durable by itself, whatever else is.
-    pub(super) fn durable(&mut self, change: u64) {
+    pub fn durable(&mut self, change: u64) {
         for history in self.sectors.values_mut() {
             if history
                 .iter()
@@ -120,26 +121,35 @@ impl Model {
         }
     }
 
-    /// The power was cut: nothing is in flight any more, every legal value stays possible.
-    pub(super) fn crashed(&mut self) {
-        for version in self.sectors.values_mut().flatten() {
-            version.acked = true;
-            version.optional = true;
-        }
+    /// The disk was opened after a power cut or a kill, and the sector reads so. From now on it does
+    /// not change by itself: recovery that comes later must find the same.
+    pub fn found(&mut self, sector: u64, value: Value) {
+        let version = Version {
+            value,
+            acked: true,
+            optional: false,
+            change: self.changes,
+        };
+        self.sectors.insert(sector, vec![version]);
     }
 
-    /// Tells states of the model apart that judge the same files differently.
-    pub(super) fn fingerprint(&self) -> (u64, usize) {
-        (self.changes, self.sectors.values().map(Vec::len).sum())
+    /// Equal for models that judge any files equally.
+    pub fn fingerprint(&self) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        for (sector, history) in &self.sectors {
+            let legal: BTreeSet<Value> = history.iter().map(|version| version.value).collect();
+            (sector, legal).hash(&mut hasher);
+        }
+        hasher.finish()
     }
 
     /// Sectors ever touched.
-    pub(super) fn touched(&self) -> impl Iterator<Item = u64> + '_ {
+    pub fn touched(&self) -> impl Iterator<Item = u64> + '_ {
         self.sectors.keys().copied()
     }
 
     /// Whether the sector may read so after a crash now.
-    pub(super) fn is_legal(&self, sector: u64, value: Value) -> bool {
+    pub fn is_legal(&self, sector: u64, value: Value) -> bool {
         match self.sectors.get(&sector) {
             Some(history) => history.iter().any(|version| version.value == value),
             None => value == 0,
@@ -147,7 +157,7 @@ impl Model {
     }
 
     /// Whether a read now, with nothing in flight, may give this.
-    pub(super) fn is_current(&self, sector: u64, value: Value) -> bool {
+    pub fn is_current(&self, sector: u64, value: Value) -> bool {
         let Some(history) = self.sectors.get(&sector) else {
             return value == 0;
         };
@@ -162,7 +172,7 @@ impl Model {
     }
 
     /// The legal values of a sector, for messages.
-    pub(super) fn describe(&self, sector: u64) -> String {
+    pub fn describe(&self, sector: u64) -> String {
         format!("{:?}", self.sectors.get(&sector))
     }
 }

@@ -9,16 +9,18 @@ use std::io;
 use uuid::Uuid;
 use vhd_rs::{Content, Image, NewImage, OpenOptions, ParentLink, ReadAt, Timestamp};
 
-pub(super) const SECTOR: u64 = 512;
-pub(super) const BLOCK: u64 = 2 << 20;
+/// Bytes of a sector.
+pub const SECTOR: u64 = 512;
+/// Bytes of a block.
+pub const BLOCK: u64 = 2 << 20;
 
 /// The id of the `n`th image of a test.
-pub(super) fn uuid(n: u32) -> Uuid {
+pub fn uuid(n: u32) -> Uuid {
     Uuid::from_u128(0xA000_0000 + u128::from(n))
 }
 
 /// The bytes of a new image, as they are in a file.
-pub(super) fn new_image(n: u32, virtual_bytes: u64, content: Content) -> SparseBytes {
+pub fn new_image(n: u32, virtual_bytes: u64, content: Content) -> SparseBytes {
     let image = NewImage {
         uuid: uuid(n),
         created: Timestamp::from_unix_s(1_700_000_000),
@@ -37,12 +39,13 @@ pub(super) fn new_image(n: u32, virtual_bytes: u64, content: Content) -> SparseB
     SparseBytes::from(bytes.as_slice())
 }
 
-pub(super) fn dynamic(n: u32, virtual_bytes: u64) -> SparseBytes {
+/// An empty disk without a parent.
+pub fn dynamic(n: u32, virtual_bytes: u64) -> SparseBytes {
     new_image(n, virtual_bytes, Content::Dynamic)
 }
 
 /// A child of image `parent`; of a raw file if that is `None`.
-pub(super) fn child(n: u32, parent: Option<u32>, virtual_bytes: u64) -> SparseBytes {
+pub fn child(n: u32, parent: Option<u32>, virtual_bytes: u64) -> SparseBytes {
     let link = ParentLink {
         path: parent.map_or("base.raw".into(), |p| format!("{p}.vhd")),
         uuid: parent.map_or(Uuid::nil(), uuid),
@@ -52,7 +55,8 @@ pub(super) fn child(n: u32, parent: Option<u32>, virtual_bytes: u64) -> SparseBy
 }
 
 /// A disk in memory whose files can be looked at without an operation.
-pub(super) trait Peek: BlockIo {
+pub trait Peek: BlockIo {
+    /// What the file holds now.
     fn peek(&self, file: FileId) -> &SparseBytes;
 }
 
@@ -93,7 +97,10 @@ impl ReadAt for Medium<'_> {
 }
 
 /// Reads what one layer is.
-pub(super) fn load(
+///
+/// # Errors
+/// When it is no sound image.
+pub fn load(
     io: &impl Peek,
     (file, format): (FileId, Format),
     access: vhd_rs::Access,
@@ -117,7 +124,10 @@ pub(super) fn load(
 }
 
 /// Reads the layers of a chain, leaf first.
-pub(super) fn load_chain(
+///
+/// # Errors
+/// When one of them is no sound image.
+pub fn load_chain(
     io: &impl Peek,
     files: &[(FileId, Format)],
     access: Access,
@@ -135,11 +145,14 @@ pub(super) fn load_chain(
 }
 
 /// An engine with a disk of its own.
-pub(super) struct Rig<I> {
-    pub(super) io: I,
-    pub(super) engine: Engine,
+#[derive(Debug)]
+pub struct Rig<I> {
+    /// The disk.
+    pub io: I,
+    /// The engine.
+    pub engine: Engine,
     /// Finished and not yet asked for.
-    pub(super) finished: Vec<Finished>,
+    pub finished: Vec<Finished>,
     scratch: Vec<Completion>,
     last_ticket: u64,
 }
@@ -149,18 +162,18 @@ const POLLS_MAX: usize = 100_000;
 
 impl<I: Peek> Rig<I> {
     /// Opens a chain for writing, leaf first.
-    pub(super) fn open(io: I, files: &[(FileId, Format)]) -> Self {
+    pub fn open(io: I, files: &[(FileId, Format)]) -> Self {
         let layers = load_chain(&io, files, Access::ReadWrite).expect("the images open");
         Self::with_layers(io, layers, Access::ReadWrite).expect("the chain opens")
     }
 }
 
 impl<I: BlockIo> Rig<I> {
-    pub(super) fn with_layers(
-        io: I,
-        layers: Vec<LayerSpec>,
-        access: Access,
-    ) -> Result<Self, Error> {
+    /// Opens these layers, leaf first.
+    ///
+    /// # Errors
+    /// Those of the engine.
+    pub fn with_layers(io: I, layers: Vec<LayerSpec>, access: Access) -> Result<Self, Error> {
         let engine = Engine::open(Config { tag: 3, access }, layers)?;
         Ok(Self {
             io,
@@ -171,14 +184,16 @@ impl<I: BlockIo> Rig<I> {
         })
     }
 
-    pub(super) fn submit(&mut self, request: Request) -> Ticket {
+    /// Hands over a request.
+    pub fn submit(&mut self, request: Request) -> Ticket {
         self.last_ticket += 1;
         let ticket = Ticket(self.last_ticket);
         self.engine.submit(ticket, request);
         ticket
     }
 
-    pub(super) fn start(&mut self, op: LiveOp) -> Ticket {
+    /// Hands over a live operation.
+    pub fn start(&mut self, op: LiveOp) -> Ticket {
         self.last_ticket += 1;
         let ticket = Ticket(self.last_ticket);
         self.engine.start(ticket, op);
@@ -186,7 +201,7 @@ impl<I: BlockIo> Rig<I> {
     }
 
     /// One turn of the loop; returns whether anything is left to be done.
-    pub(super) fn step(&mut self) -> bool {
+    pub fn step(&mut self) -> bool {
         self.engine
             .drive(&mut self.io, Wait::Forever, &mut self.scratch)
             .expect("the carrier");
@@ -196,7 +211,8 @@ impl<I: BlockIo> Rig<I> {
         self.io.in_flight() > 0
     }
 
-    pub(super) fn take(&mut self, ticket: Ticket) -> Option<Result<Done, Error>> {
+    /// The answer to a request, once.
+    pub fn take(&mut self, ticket: Ticket) -> Option<Result<Done, Error>> {
         let index = self
             .finished
             .iter()
@@ -205,7 +221,10 @@ impl<I: BlockIo> Rig<I> {
     }
 
     /// Turns until the request is finished.
-    pub(super) fn wait(&mut self, ticket: Ticket) -> Result<Done, Error> {
+    ///
+    /// # Errors
+    /// Those of the engine.
+    pub fn wait(&mut self, ticket: Ticket) -> Result<Done, Error> {
         for _ in 0..POLLS_MAX {
             self.step();
             if let Some(result) = self.take(ticket) {
@@ -215,17 +234,29 @@ impl<I: BlockIo> Rig<I> {
         panic!("{ticket:?} does not finish: {:?}", self.engine);
     }
 
-    pub(super) fn run(&mut self, request: Request) -> Result<Done, Error> {
+    /// One request, from its beginning to its end.
+    ///
+    /// # Errors
+    /// Those of the engine.
+    pub fn run(&mut self, request: Request) -> Result<Done, Error> {
         let ticket = self.submit(request);
         self.wait(ticket)
     }
 
-    pub(super) fn run_live(&mut self, op: LiveOp) -> Result<Done, Error> {
+    /// One live operation, from its beginning to its end.
+    ///
+    /// # Errors
+    /// Those of the engine.
+    pub fn run_live(&mut self, op: LiveOp) -> Result<Done, Error> {
         let ticket = self.start(op);
         self.wait(ticket)
     }
 
-    pub(super) fn write(&mut self, offset: u64, data: &[u8]) -> Result<(), Error> {
+    /// Writes.
+    ///
+    /// # Errors
+    /// Those of the engine.
+    pub fn write(&mut self, offset: u64, data: &[u8]) -> Result<(), Error> {
         let data = Buffer::copy_of(data);
         self.run(Request::Write {
             offset,
@@ -235,11 +266,19 @@ impl<I: BlockIo> Rig<I> {
         .map(|_| ())
     }
 
-    pub(super) fn flush(&mut self) -> Result<(), Error> {
+    /// Flushes.
+    ///
+    /// # Errors
+    /// Those of the engine.
+    pub fn flush(&mut self) -> Result<(), Error> {
         self.run(Request::Flush).map(|_| ())
     }
 
-    pub(super) fn read(&mut self, offset: u64, len: u64) -> Result<Vec<u8>, Error> {
+    /// Reads; at most [`crate::engine::REQUEST_BYTES_MAX`].
+    ///
+    /// # Errors
+    /// Those of the engine.
+    pub fn read(&mut self, offset: u64, len: u64) -> Result<Vec<u8>, Error> {
         let len_bytes = u32::try_from(len).expect("a short read");
         match self.run(Request::Read { offset, len_bytes })? {
             Done::Data(buffer) => {
@@ -251,14 +290,15 @@ impl<I: BlockIo> Rig<I> {
         }
     }
 
-    pub(super) fn close(mut self) -> I {
+    /// Closes the disk, which must work, and gives back what it stood on.
+    pub fn close(mut self) -> I {
         self.run_live(LiveOp::Close).expect("the disk closes");
         self.io
     }
 }
 
 /// A memory disk with one dynamic image of this size.
-pub(super) fn ram_with_dynamic(virtual_bytes: u64) -> (RamDisk, [(FileId, Format); 1]) {
+pub fn ram_with_dynamic(virtual_bytes: u64) -> (RamDisk, [(FileId, Format); 1]) {
     let mut ram = RamDisk::new();
     let file = ram.add_file(dynamic(1, virtual_bytes));
     (ram, [(file, Format::Vhd)])
