@@ -163,8 +163,9 @@ impl Header {
         self.block_bytes / 512
     }
 
-    /// Bytes of the block table on disk, padded to whole sectors.
-    pub(crate) fn table_bytes(&self) -> u64 {
+    /// Bytes of the block table on disk, padded to whole sectors. A batmap's header follows, in
+    /// images that have one.
+    pub fn table_bytes(&self) -> u64 {
         crate::wire::pad_sector(u64::from(self.max_table_entries) * 4)
     }
 }

@@ -15,6 +15,7 @@ mod error;
 pub mod journal;
 mod paths;
 pub mod process;
+mod volumes;
 mod writer;
 
 pub use disk::{Disk, create_file, open_file};

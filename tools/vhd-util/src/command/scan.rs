@@ -1,17 +1,19 @@
 //! `scan`: one line per image, for tool stacks that look over a whole repository.
 
-use super::printing;
 use crate::paths::find_parent;
-use crate::{Disk, Error, Result};
+use crate::volumes::{Volume, name_in_group, volumes};
+use crate::{Error, Result};
 use clap::Args;
-use std::collections::{BTreeMap, BTreeSet};
+use rustix::io::Errno;
+use std::collections::BTreeSet;
 use std::io::Write;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use vhd_rs::{
     Access, Allow, BATMAP_HEADER_BYTES, BatmapHeader, Extent, FOOTER_BYTES, Footer, HEADER_BYTES,
-    Header, ReadAt,
+    Header, Image, OpenOptions, ReadAt,
 };
+
+mod lines;
 
 /// Prints a line per image: vhd= capacity= size= hidden= parent=, or vhd= scan-error=
 #[derive(Debug, Args)]
@@ -25,6 +27,9 @@ pub(super) struct Scan {
     /// Go on after an image that cannot be read
     #[arg(short = 'c')]
     carry_on: bool,
+    /// Look at the volumes of this LVM group, active or not; the pattern is for their names
+    #[arg(short = 'l', value_name = "GROUP", conflicts_with = "files")]
+    group: Option<String>,
     /// Print a tree
     #[arg(short = 'p')]
     tree: bool,
@@ -57,22 +62,23 @@ type Scanned = Result<Found, (PathBuf, Error)>;
 
 impl Scan {
     pub(super) fn run(&self, out: &mut dyn Write) -> Result<()> {
+        let volumes = self.group.as_deref().map(volumes).transpose()?;
+        let source = match (&self.group, &volumes) {
+            (Some(group), Some(volumes)) => Source::Group { group, volumes },
+            _ => Source::Files,
+        };
         let mut found: Vec<Scanned> = Vec::new();
         let mut seen = BTreeSet::new();
-        let mut queue = self.targets()?;
+        let mut queue = self.targets(&source)?;
         queue.reverse();
         while let Some(path) = queue.pop() {
             if !seen.insert(path.clone()) {
                 continue;
             }
-            let scanned = self.look_at(&path);
+            let scanned = self.look_at(&source, &path);
             if let (true, Ok(image)) = (self.ancestors, &scanned) {
-                queue.extend(
-                    image
-                        .parent
-                        .as_ref()
-                        .map(|parent| image.path.with_file_name(parent)),
-                );
+                let parent = image.parent.as_ref();
+                queue.extend(parent.map(|parent| image.path.with_file_name(parent)));
             }
             let failed = scanned.is_err();
             found.push(scanned.map_err(|e| (path, e)));
@@ -88,10 +94,16 @@ impl Scan {
         }
     }
 
-    fn targets(&self) -> Result<Vec<PathBuf>> {
+    fn targets(&self, source: &Source<'_>) -> Result<Vec<PathBuf>> {
         let mut targets = self.files.clone();
-        if let Some(pattern) = &self.pattern {
-            let bad = |e: glob::PatternError| Error::invalid(format!("pattern {pattern}: {e}"));
+        let pattern = self.pattern.as_deref();
+        let bad = |e: glob::PatternError| Error::invalid(format!("bad pattern: {e}"));
+        if let Source::Group { group, volumes } = source {
+            let pattern = glob::Pattern::new(pattern.unwrap_or("*")).map_err(bad)?;
+            let names = volumes.iter().map(|volume| &volume.name);
+            let matching = names.filter(|name| pattern.matches(name));
+            targets.extend(matching.map(|name| Path::new("/dev").join(group).join(name)));
+        } else if let Some(pattern) = pattern {
             for path in glob::glob(pattern).map_err(bad)? {
                 let unreadable = |e: glob::GlobError| {
                     let text = format!("cannot look into {}", e.path().display());
@@ -103,37 +115,56 @@ impl Scan {
         Ok(targets)
     }
 
-    fn look_at(&self, path: &Path) -> Result<Found> {
+    fn look_at(&self, source: &Source<'_>, path: &Path) -> Result<Found> {
+        let file;
+        let (medium, extent): (&dyn ReadAt, Extent) = match source.volume(path)? {
+            Some(volume) => (volume, Extent::Reserved),
+            None => {
+                let opened = crate::open_file(path, Access::ReadOnly)?;
+                file = opened.0;
+                (&file, opened.1)
+            }
+        };
         if self.fast {
-            return self.look_at_start(path);
+            return self.look_at_start(source, path, medium, extent);
         }
+        let options = OpenOptions {
+            extent,
+            access: Access::ReadOnly,
+        };
         let allow = Allow {
             encrypted: true,
             poisoned: true,
             footer_copy: false,
         };
-        let disk = Disk::open_with(path, Access::ReadOnly, allow)?;
-        let parent = match disk.image.parent_uuid() {
-            None => None,
-            Some(_) => Some(find_parent(path, &disk.image)?),
+        let image = Image::open_with(&medium, options, allow).map_err(|e| Error::vhd(path, e))?;
+        let parent = match (image.parent_uuid(), source) {
+            (None, _) => None,
+            (Some(_), Source::Files) => Some(find_parent(path, &image)?),
+            (Some(_), Source::Group { .. }) => source.parent(image.parent_path().as_deref()),
         };
         Ok(Found {
             path: path.to_owned(),
-            capacity: disk.image.virtual_bytes(),
-            size: disk.image.size_needed_bytes(),
-            hidden: disk.image.footer().hidden,
-            marker: disk.image.marker(),
+            capacity: image.virtual_bytes(),
+            size: image.size_needed_bytes(),
+            hidden: image.footer().hidden,
+            marker: image.marker(),
             parent,
         })
     }
 
-    fn look_at_start(&self, path: &Path) -> Result<Found> {
-        let (file, extent) = crate::open_file(path, Access::ReadOnly)?;
+    fn look_at_start(
+        &self,
+        source: &Source<'_>,
+        path: &Path,
+        medium: &dyn ReadAt,
+        extent: Extent,
+    ) -> Result<Found> {
         let io = |e| Error::io(format!("cannot read {}", path.display()), e);
         let vhd = |e| Error::vhd(path, e);
-        let size = file.size_bytes().map_err(io)?;
+        let size = medium.size_bytes().map_err(io)?;
         let mut sector = [0; FOOTER_BYTES];
-        FileExt::read_exact_at(&file, &mut sector, 0).map_err(io)?;
+        medium.read_exact_at(0, &mut sector).map_err(io)?;
         let footer = match Footer::parse(&sector) {
             Ok(footer) => footer,
             // Fixed disks have data there.
@@ -142,7 +173,7 @@ impl Scan {
                     Extent::Grows => size.saturating_sub(512),
                     Extent::Reserved => (size / 512).saturating_sub(1) * 512,
                 };
-                FileExt::read_exact_at(&file, &mut sector, end).map_err(io)?;
+                medium.read_exact_at(end, &mut sector).map_err(io)?;
                 Footer::parse(&sector).map_err(|_| vhd(e))?
             }
         };
@@ -158,114 +189,57 @@ impl Scan {
             return Ok(found);
         };
         let mut bytes = [0; HEADER_BYTES];
-        FileExt::read_exact_at(&file, &mut bytes, offset).map_err(io)?;
+        medium.read_exact_at(offset, &mut bytes).map_err(io)?;
         let header = Header::parse(&bytes).map_err(vhd)?;
-        let name = Some(&header.parent_name).filter(|name| !name.is_empty());
-        found.parent = name.map(PathBuf::from);
+        let name = Some(header.parent_name.as_str()).filter(|name| !name.is_empty());
+        found.parent = source.parent(name);
         if self.markers && footer.creator.is_tap() {
-            let table = (u64::from(header.max_table_entries) * 4)
-                .next_multiple_of(512)
-                .max(512);
             let mut sector = [0; BATMAP_HEADER_BYTES];
-            let offset = header.table_offset.saturating_add(table);
-            FileExt::read_exact_at(&file, &mut sector, offset).map_err(io)?;
+            let offset = header.table_offset.saturating_add(header.table_bytes());
+            medium.read_exact_at(offset, &mut sector).map_err(io)?;
             found.marker = BatmapHeader::parse(&sector)
                 .ok()
                 .map(|batmap| batmap.marker);
         }
         Ok(found)
     }
+}
 
-    fn print(&self, found: &[Scanned], out: &mut dyn Write) -> Result<()> {
-        if self.tree {
-            return self.print_tree(found, out);
-        }
-        found
-            .iter()
-            .try_for_each(|scanned| self.print_line(scanned, 0, "", out))
-    }
+/// Where images are.
+enum Source<'a> {
+    Files,
+    Group {
+        group: &'a str,
+        volumes: &'a [Volume],
+    },
+}
 
-    fn print_line(
-        &self,
-        scanned: &Scanned,
-        indent: usize,
-        note: &str,
-        out: &mut dyn Write,
-    ) -> Result<()> {
-        let name = |path: &Path| match path.file_name() {
-            Some(name) if !self.verbose => Path::new(name).display().to_string(),
-            _ => path.display().to_string(),
+impl Source<'_> {
+    /// The volume of a path; `None` where paths are files.
+    fn volume(&self, path: &Path) -> Result<Option<&Volume>> {
+        let Source::Group { volumes, .. } = self else {
+            return Ok(None);
         };
-        write!(out, "{:indent$}", "").map_err(printing)?;
-        let printed = match scanned {
-            Err((path, error)) => writeln!(
-                out,
-                "vhd={} scan-error={} error-message='{}'",
-                path.display(),
-                error.exit_code(),
-                error.chain().replace('\'', "\"")
-            ),
-            Ok(image) => {
-                let marker = image.marker.filter(|_| self.markers);
-                let marker = marker.map_or_else(String::new, |m| format!("marker={m} "));
-                let parent = image.parent.as_deref().map_or_else(|| "none".into(), name);
-                writeln!(
-                    out,
-                    "vhd={} capacity={} size={} hidden={} {marker}parent={parent}{note}",
-                    name(&image.path),
-                    image.capacity,
-                    image.size,
-                    image.hidden
-                )
-            }
-        };
-        printed.map_err(printing)
+        let named = |volume: &&Volume| path.ends_with(&volume.name);
+        let volume = volumes.iter().find(named).ok_or_else(|| {
+            Error::new(
+                Errno::NOENT,
+                format!("{} is not in the group", path.display()),
+            )
+        })?;
+        volume.check_readable()?;
+        Ok(Some(volume))
     }
 
-    /// Roots first, each followed by its descendants three spaces further in: visible ones before
-    /// hidden ones. Parents are matched by file name, as a fast scan knows no more.
-    fn print_tree(&self, found: &[Scanned], out: &mut dyn Write) -> Result<()> {
-        let names: BTreeSet<_> = found.iter().filter_map(|s| file_name(path_of(s))).collect();
-        let mut children: BTreeMap<String, Vec<&Scanned>> = BTreeMap::new();
-        let mut roots = Vec::new();
-        for scanned in found {
-            match parent_name(scanned) {
-                Some(parent) if names.contains(&parent) => {
-                    children.entry(parent).or_default().push(scanned);
-                }
-                parent => roots.push((scanned, parent.is_some())),
+    /// A parent by its name, which of a volume is the one it has in device mapper.
+    fn parent(&self, path: Option<&str>) -> Option<PathBuf> {
+        let name = path?.rsplit('/').next().unwrap_or_default();
+        match self {
+            Source::Files => Some(PathBuf::from(name)),
+            Source::Group { group, .. } => {
+                let name = name_in_group(name, group).unwrap_or_else(|| name.to_owned());
+                Some(PathBuf::from(name))
             }
         }
-        for family in children.values_mut() {
-            family.sort_by_key(|scanned| scanned.as_ref().is_ok_and(|image| image.hidden != 0));
-        }
-        for (root, orphan) in roots {
-            let note = if orphan { " (not found in scan)" } else { "" };
-            let mut open = vec![(root, 0)];
-            while let Some((scanned, depth)) = open.pop() {
-                let note = if depth == 0 { note } else { "" };
-                self.print_line(scanned, depth * 3, note, out)?;
-                // Taken out, so that files that name each other end the walk.
-                let family = file_name(path_of(scanned)).and_then(|name| children.remove(&name));
-                let family = family.unwrap_or_default();
-                open.extend(family.into_iter().rev().map(|child| (child, depth + 1)));
-            }
-        }
-        Ok(())
     }
-}
-
-fn path_of(scanned: &Scanned) -> &Path {
-    match scanned {
-        Ok(image) => &image.path,
-        Err((path, _)) => path,
-    }
-}
-
-fn parent_name(scanned: &Scanned) -> Option<String> {
-    file_name(scanned.as_ref().ok()?.parent.as_deref()?)
-}
-
-fn file_name(path: &Path) -> Option<String> {
-    Some(path.file_name()?.to_string_lossy().into_owned())
 }

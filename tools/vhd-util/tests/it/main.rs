@@ -3,6 +3,7 @@
 mod checks;
 mod commands;
 mod content;
+mod groups;
 mod journals;
 mod keys;
 mod logs;

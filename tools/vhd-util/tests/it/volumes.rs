@@ -6,13 +6,13 @@ use std::process::Command;
 use vhd_checker::{Place, Strictness, check_in};
 
 /// A loop device; gone when dropped.
-struct Device {
-    name: String,
+pub(crate) struct Device {
+    pub(crate) name: String,
     backing: &'static str,
 }
 
 impl Device {
-    fn new(folder: &Folder, backing: &'static str, size: u64) -> Option<Self> {
+    pub(crate) fn new(folder: &Folder, backing: &'static str, size: u64) -> Option<Self> {
         std::fs::write(folder.path(backing), vec![0x5a; size as usize]).expect("room");
         let output = Command::new("losetup")
             .args(["-f", "--show"])
