@@ -5,6 +5,7 @@
 use plugin::Carrier;
 use plugin::protocol::Hello;
 use rustix::process::{Resource, Rlimit};
+use rustix::thread::{CapabilitySet, CapabilitySets};
 use std::io;
 
 /// Memory that this program itself needs beside a shared object: stacks of the workers, buffers.
@@ -15,6 +16,16 @@ const DESCRIPTORS_MAX: u64 = 256;
 /// Sets the limits that last until the process ends.
 pub(crate) fn confine(hello: &Hello) -> io::Result<()> {
     rustix::thread::set_no_new_privs(true)?;
+    // Where no other user is configured this is still root, but a root that is held to the
+    // permissions of files like anybody else. Before any other thread exists.
+    rustix::thread::set_capabilities(
+        None,
+        CapabilitySets {
+            effective: CapabilitySet::empty(),
+            permitted: CapabilitySet::empty(),
+            inheritable: CapabilitySet::empty(),
+        },
+    )?;
     limit(Resource::Core, 0)?;
     limit(Resource::Nofile, DESCRIPTORS_MAX)?;
     // A component's memory is limited by its engine, which reserves far more than it uses.

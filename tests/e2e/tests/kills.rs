@@ -238,27 +238,34 @@ fn whatever_the_daemon_was_doing_when_it_was_killed_every_vdi_opens_afterwards()
 }
 
 #[test]
-fn a_data_path_has_no_rights_that_it_does_not_need() {
+fn children_have_no_rights_that_they_do_not_need() {
     let setting = setting();
     setting.running_vm();
-    let pids = setting.processes("xylem-tapdisk");
-    assert!(!pids.is_empty(), "no data path runs");
-    for pid in pids {
-        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("its status");
-        let field = |name: &str| {
-            let line = status
-                .lines()
-                .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
-            line.unwrap_or_default().trim().to_owned()
-        };
-        for capabilities in ["CapInh", "CapPrm", "CapEff", "CapAmb"] {
-            assert_eq!(field(capabilities), "0000000000000000", "{capabilities}");
+    for binary in ["xylem-tapdisk", "xylem-plugin"] {
+        let pids = setting.processes(binary);
+        assert!(!pids.is_empty(), "no {binary} runs");
+        for pid in pids {
+            let status =
+                std::fs::read_to_string(format!("/proc/{pid}/status")).expect("its status");
+            let field = |name: &str| {
+                let line = status
+                    .lines()
+                    .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+                line.unwrap_or_default().trim().to_owned()
+            };
+            for capabilities in ["CapInh", "CapPrm", "CapEff", "CapAmb"] {
+                assert_eq!(
+                    field(capabilities),
+                    "0000000000000000",
+                    "{binary} {capabilities}"
+                );
+            }
+            assert_eq!(field("NoNewPrivs"), "1", "{binary}");
+            let is_root = field("Uid").split_whitespace().any(|uid| uid == "0");
+            assert!(
+                binary != "xylem-tapdisk" || !is_root,
+                "the data path is root"
+            );
         }
-        assert_eq!(field("NoNewPrivs"), "1");
-        assert!(
-            !field("Uid").split_whitespace().any(|uid| uid == "0"),
-            "{}",
-            field("Uid")
-        );
     }
 }
