@@ -16,6 +16,7 @@ const LEVELS: &[(u32, &[&str])] = &[
             "database",
             "plugin",
             "datapath",
+            "thin-cli",
         ],
     ),
     (
