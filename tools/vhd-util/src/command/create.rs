@@ -55,10 +55,16 @@ pub(super) struct New {
 impl New {
     /// Makes the image durable under its name.
     pub(super) fn create(self, path: &Path) -> Result<()> {
-        let (file, extent) = create_file(path)?;
-        let container_bytes = file
-            .size_bytes()
-            .map_err(|e| Error::io(format!("cannot measure {}", path.display()), e))?;
+        // What is refused leaves no file behind.
+        let existing = path.exists().then(|| create_file(path)).transpose()?;
+        let (extent, container_bytes) = match &existing {
+            None => (Extent::Grows, 0),
+            Some((file, extent)) => {
+                let size = file.size_bytes();
+                let text = || format!("cannot measure {}", path.display());
+                (*extent, size.map_err(|e| Error::io(text(), e))?)
+            }
+        };
         let fixed = self.content == Content::Fixed;
         let new = NewImage {
             uuid: Uuid::new_v4(),
@@ -70,6 +76,7 @@ impl New {
             container_bytes,
         };
         let plan = new.plan().map_err(|e| Error::vhd(path, e))?;
+        let (file, _) = existing.map_or_else(|| create_file(path), Ok)?;
         if extent == Extent::Reserved {
             return write(file, path, &plan);
         }

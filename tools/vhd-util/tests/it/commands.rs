@@ -263,5 +263,6 @@ fn wrong_options_and_lost_files_have_their_exit_codes() {
         let (got, said) = folder.fails(line);
         assert_eq!(got, code, "{line}: {said}");
     }
+    assert!(!folder.path("c.vhd").exists());
     assert!(folder.util("--help").contains("coalesce"));
 }
