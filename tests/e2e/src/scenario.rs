@@ -229,6 +229,16 @@ impl<'a> Story<'a> {
                 Ok((state == "running").then_some(state))
             },
         )?;
+        let of_vm = format!("vm-uuid={}", self.vm);
+        let console = self.host.xe(&["console-list", &of_vm, "--minimal"])?;
+        ensure!(!console.is_empty(), "the adopted VM has no console");
+        let attached =
+            self.host
+                .xe(&["vbd-list", &of_vm, "params=currently-attached", "--minimal"])?;
+        ensure!(
+            attached == "true",
+            "the adopted VM's disk is attached: {attached}"
+        );
         let at = last_line(&self.console()?);
         let line = self.wait_for_line(at + 2)?;
         Ok(format!("{state}, line {line}"))
