@@ -58,7 +58,7 @@ impl About {
             Kind::VdiExists => ApiError::new("UUID_INVALID", ["VDI", &text]),
             Kind::VdiInUse => ApiError::new("VDI_IN_USE", [vdi, &text]),
             Kind::ReadOnly => ApiError::new("VDI_READONLY", [vdi]),
-            Kind::ImageInvalid => ApiError::new("IMPORT_ERROR", [&text]),
+            Kind::ImageInvalid => ApiError::new("SR_BACKEND_FAILURE", ["corrupt", "", &text]),
             Kind::Invalid | Kind::VdiSize => ApiError::new("INVALID_VALUE", ["value", &text]),
             Kind::Unsupported | Kind::ChainTooLong => {
                 ApiError::new("SR_BACKEND_FAILURE", ["unsupported", "", &text])

@@ -310,3 +310,50 @@ fn a_vhd_goes_out_and_comes_in_and_a_hostile_one_is_refused() {
     let vdis = disk.host.xe(&["vdi-list", "--minimal"]).expect("listed");
     assert_eq!(vdis, disk.vdi, "something was left behind");
 }
+
+#[test]
+fn a_vdi_whose_file_was_damaged_is_a_typed_error_that_names_the_damage() {
+    let disk = disk();
+    let files: Vec<_> = std::fs::read_dir(disk.dir.path().join("sr/one"))
+        .expect("the SR")
+        .flatten()
+        .map(|entry| entry.path())
+        .filter(|path| path.extension().is_some_and(|suffix| suffix == "vhd"))
+        .collect();
+    assert_eq!(files.len(), 1);
+    let sound = std::fs::read(&files[0]).expect("read");
+    let try_to_read = || {
+        let out = disk.dir.path().join("damaged.raw");
+        std::fs::remove_file(&out).ok();
+        let (uuid, name) = (
+            format!("uuid={}", disk.vdi),
+            format!("filename={}", out.display()),
+        );
+        disk.host.xe(&["vdi-export", &uuid, &name, "format=raw"])
+    };
+    for (damage, named) in [
+        (vec![0u8; 4096], "footer.cookie"),
+        (damaged(&sound, 512..1536), "header.cookie"),
+        (damaged(&sound, 1024..1100), "header.checksum"),
+        (Vec::new(), "container size is 0"),
+        (sound[..512].to_vec(), "header is 1024 bytes"),
+    ] {
+        std::fs::write(&files[0], damage).expect("damaged");
+        let error = try_to_read().expect_err(named).to_string();
+        let typed = error.contains("SR_BACKEND_FAILURE") && error.contains(named);
+        assert!(typed, "{named}: {error}");
+        let listed = disk
+            .host
+            .xe(&["vdi-list", "--minimal"])
+            .expect("the daemon goes on");
+        assert_eq!(listed, disk.vdi, "{named}");
+    }
+    std::fs::write(&files[0], sound).expect("mended");
+    try_to_read().expect("a mended image is read again");
+}
+
+fn damaged(sound: &[u8], range: std::ops::Range<usize>) -> Vec<u8> {
+    let mut bytes = sound.to_vec();
+    bytes[range].iter_mut().for_each(|byte| *byte ^= 0x5a);
+    bytes
+}

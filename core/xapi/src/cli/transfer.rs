@@ -100,8 +100,12 @@ async fn transfer(context: &mut Context<'_>, task: &Ref, command: Command) -> Re
         },
         row = &mut ended => {
             let row = row?;
-            // One that failed here may leave the client waiting for us to say so.
-            task_result(&row)?;
+            if let Err(error) = task_result(&row) {
+                // The client hears of it over its own connection and says so; to close while it
+                // speaks would cost it our words. It may also be waiting for us.
+                _ = timeout(REASON_MAX, answered).await;
+                return Err(error);
+            }
             (answered.await?, row)
         }
     };

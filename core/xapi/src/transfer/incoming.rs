@@ -2,7 +2,7 @@
 
 use super::ticket::Ticket;
 use super::{CHUNK_BYTES, Format, IN_FLIGHT_MAX, moving_failed};
-use crate::error::ApiError;
+use crate::error::{ApiError, chain};
 use bytes::{Bytes, BytesMut};
 use datapath::nbd::{Client, WriteFlags};
 use futures_util::stream::FuturesUnordered;
@@ -12,7 +12,7 @@ use hyper::Request;
 use hyper::body::Incoming;
 use hyper::header::CONTENT_LENGTH;
 use std::panic::AssertUnwindSafe;
-use storage::{NewVdi, Transfer, VdiFields};
+use storage::{NewVdi, StorageErrorKind, Transfer, VdiFields};
 use tokio::io::AsyncWriteExt;
 
 /// The length that clients give when they do not know it. The body then ends with the connection.
@@ -154,7 +154,11 @@ async fn take_vhd(ticket: &Ticket, mut stream: Stream) -> Result<(), ApiError> {
         Ok(temporary) => temporary,
         Err(error) => {
             drop(ticket.storage.import_abort(&ticket.ctx, container).await);
-            return Err(explain(error));
+            return Err(match error.kind() {
+                // Not the storage's fault: the client sent something else than a VHD we take.
+                StorageErrorKind::ImageInvalid => ApiError::new("IMPORT_ERROR", [&chain(&error)]),
+                _ => explain(error),
+            });
         }
     };
     let copied = match temporary.virtual_bytes <= ticket.virtual_bytes {
