@@ -16,6 +16,7 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("busybox", "busybox-static"),
     ("mkfs.ext4", "e2fsprogs"),
     ("debugfs", "e2fsprogs"),
+    ("vgcreate", "lvm2"),
     ("python3", "python3"),
     ("dpkg-deb", "dpkg"),
 ];
