@@ -1,0 +1,119 @@
+//! The images: the same random bytes as a raw file, our VHD, a copy of it, and a qcow2.
+
+use crate::ours::Cache;
+use crate::process;
+use crate::server::{Kind, Servers};
+use anyhow::{Context, Result};
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::time::Duration;
+use tokio::process::Command;
+
+/// How long making one image may take.
+const MAKE: Duration = Duration::from_secs(300);
+
+const CHUNK_BYTES: usize = 1 << 20;
+
+/// Makes all images in `dir`, filled with the same bytes.
+///
+/// # Errors
+/// When the file system or a tool fails.
+pub(crate) async fn make_full(servers: &Servers, dir: &Path, bytes: u64) -> Result<()> {
+    let raw = dir.join(Kind::QemuRaw.file());
+    write_random(&raw, bytes)?;
+    make_empty(servers, Kind::Ours, dir, bytes).await?;
+    let server = servers.start(Kind::Ours, dir, Cache::Page).await?;
+    let mut copy = Command::new("nbdcopy");
+    copy.arg("--flush").arg(&raw).arg(&server.uri);
+    process::output(copy, MAKE).await?;
+    server.stop().await?;
+    let ours = dir.join(Kind::Ours.file());
+    fs::copy(&ours, dir.join(Kind::QemuVpc.file())).context("copying the VHD")?;
+    let mut convert = Command::new("qemu-img");
+    convert
+        .args(["convert", "-f", "raw", "-O", "qcow2"])
+        .args([&raw, &dir.join(Kind::QemuQcow2.file())]);
+    process::output(convert, MAKE).await?;
+    for kind in [Kind::QemuRaw, Kind::Ours, Kind::QemuVpc, Kind::QemuQcow2] {
+        File::open(dir.join(kind.file()))?.sync_all()?;
+    }
+    Ok(())
+}
+
+/// Makes the image of one kind, with nothing in it, in place of the one that is there.
+///
+/// # Errors
+/// When the file system or a tool fails.
+pub(crate) async fn make_empty(
+    servers: &Servers,
+    kind: Kind,
+    dir: &Path,
+    virtual_bytes: u64,
+) -> Result<()> {
+    let image = dir.join(kind.file());
+    match fs::remove_file(&image) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => {
+            return Err(e).with_context(|| format!("removing {}", image.display()));
+        }
+        _ => {}
+    }
+    match kind {
+        Kind::Ours | Kind::QemuVpc => {
+            let ours = servers.ours().await?;
+            ours.create(&image, virtual_bytes).await?;
+            ours.stop().await
+        }
+        Kind::QemuQcow2 => {
+            let mut create = Command::new("qemu-img");
+            create
+                .args(["create", "-q", "-f", "qcow2"])
+                .arg(&image)
+                .arg(virtual_bytes.to_string());
+            process::output(create, MAKE).await.map(drop)
+        }
+        _ => Ok(File::create(&image)?.set_len(virtual_bytes)?),
+    }
+}
+
+/// Reads the images once, so that all of them are in the page cache.
+///
+/// # Errors
+/// Those of the files.
+pub(crate) fn warm(dir: &Path, kinds: &[Kind]) -> Result<()> {
+    for kind in kinds {
+        let mut image = File::open(dir.join(kind.file()))?;
+        io::copy(&mut image, &mut io::sink())?;
+    }
+    Ok(())
+}
+
+/// Bytes a file takes on its file system.
+///
+/// # Errors
+/// Those of the file system.
+pub(crate) fn used_bytes(image: &Path) -> Result<u64> {
+    let metadata = fs::metadata(image).with_context(|| format!("{}", image.display()))?;
+    Ok(metadata.blocks().saturating_mul(512))
+}
+
+fn write_random(path: &Path, bytes: u64) -> Result<()> {
+    let mut file = File::create(path).with_context(|| format!("making {}", path.display()))?;
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut chunk = Vec::with_capacity(CHUNK_BYTES);
+    let mut left = bytes;
+    while left > 0 {
+        chunk.clear();
+        while chunk.len() < CHUNK_BYTES {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            chunk.extend_from_slice(&state.to_le_bytes());
+        }
+        let now = left.min(CHUNK_BYTES as u64);
+        file.write_all(chunk.get(..now as usize).context("a chunk")?)?;
+        left = left.saturating_sub(now);
+    }
+    Ok(file.sync_all()?)
+}
