@@ -37,9 +37,12 @@ pub(super) struct Room {
 impl Room {
     pub(super) fn of(leaf: &Layer) -> Self {
         let image = leaf.sparse().map(|sparse| &sparse.image);
+        // What a killed process left behind the last block is about to be cut off: no new block may
+        // go there before, or it is cut off with the rest.
+        let kept_bytes = image.map_or(u64::MAX, |image| image.size_needed_bytes());
         Self {
             grows: image.is_some_and(|image| image.options().extent == Extent::Grows),
-            file_bytes: leaf.file_bytes,
+            file_bytes: leaf.file_bytes.min(kept_bytes),
             planned: false,
             data_end: image.map_or(0, |image| image.end_of_data_bytes()),
             steps: VecDeque::new(),

@@ -64,6 +64,12 @@ impl Op {
         (Op::Close, "close"),
     ];
 
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        let named = Self::ALL.iter().find(|(op, _)| *op == self);
+        named.map_or("", |(_, name)| name)
+    }
+
     /// Whether it is about the whole disk and waits for everything before it.
     pub fn is_live(self) -> bool {
         matches!(self, Op::Snapshot | Op::Resize | Op::Close)
@@ -72,8 +78,7 @@ impl Op {
 
 impl fmt::Display for Op {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let named = Self::ALL.iter().find(|(op, _)| op == self);
-        f.write_str(named.map_or("?", |(_, name)| name))
+        f.write_str(self.name())
     }
 }
 
@@ -168,15 +173,14 @@ pub struct World<W> {
     rng: Rng,
     effort: Effort,
     witness: W,
-    history: Vec<Op>,
+    history: Vec<&'static str>,
     turns: u64,
     checked: u64,
 }
 
 impl<W> fmt::Debug for World<W> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let history: Vec<String> = self.history.iter().map(Op::to_string).collect();
-        write!(f, "turn {} of {}", self.turns, history.join(","))
+        write!(f, "turn {} of {}", self.turns, self.history.join(","))
     }
 }
 
@@ -251,7 +255,7 @@ impl<W: Witness> World<W> {
         if op.is_live() && self.running.iter().any(|(_, meaning)| meaning.is_live()) {
             self.settle();
         }
-        self.history.push(op);
+        self.history.push(op.name());
         let shift = self.rng.below(3);
         let end = self.rig.engine.size_bytes() / SECTOR;
         match op {
@@ -391,6 +395,7 @@ impl<W: Witness> World<W> {
     /// The power goes, for good: nothing runs any more, and the disk is opened as it was left.
     pub fn crash_and_reopen(&mut self) {
         let left = self.rig.io.crash(&Crash::Torn(self.rng.next_u64()));
+        self.history.push("crash");
         self.running.clear();
         if let Some(next) = self.next.take().filter(|_| self.rng.one_in(2)) {
             (self.files, self.leaf) = (next.files, next.leaf);

@@ -362,6 +362,26 @@ fn bytes_of_blocks_that_a_crash_took_back_never_come_to_light() {
 }
 
 #[test]
+fn what_is_written_into_a_file_that_a_kill_left_too_long_is_never_cut_off() {
+    // More blocks than a file is extended ahead, so that it is extended again after the kill.
+    const BLOCKS: u64 = 40;
+    let (ram, files) = ram_with_dynamic(BLOCKS * BLOCK);
+    let mut rig = Rig::open(ram, &files);
+    rig.write(0, &[1; 512]).expect("write");
+    rig.flush().expect("flush");
+    let mut rig = Rig::open(rig.io, &files);
+    for block in 1..BLOCKS {
+        rig.write(block * BLOCK, &[2; 512]).expect("write");
+        rig.flush().expect("flush");
+    }
+    let mut rig = Rig::open(rig.io, &files);
+    for block in 1..BLOCKS {
+        let read = rig.read(block * BLOCK, SECTOR).expect("read");
+        assert!(read == [2; 512], "block {block} was cut off");
+    }
+}
+
+#[test]
 fn a_damaged_copy_of_the_footer_is_made_good_before_the_footer_goes() {
     let (mut ram, files) = ram_with_dynamic(2 * BLOCK);
     let data = Buffer::copy_of(&[0; 512]).share();
