@@ -40,9 +40,10 @@ fn cpu_ticks(stat: &str) -> Option<u64> {
 }
 
 fn memory(status: &str, name: &str) -> Option<u64> {
-    let line = status.lines().find_map(|l| l.strip_prefix(name))?;
-    let kib = line.strip_prefix(':')?.trim().strip_suffix(" kB")?;
-    kib.trim().parse::<u64>().ok()?.checked_mul(1024)
+    let mut fields = status.lines().filter_map(|line| line.split_once(':'));
+    let (_, value) = fields.find(|(field, _)| *field == name)?;
+    let kib = value.trim().strip_suffix(" kB")?;
+    kib.parse::<u64>().ok()?.checked_mul(1024)
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@ use crate::ours::Cache;
 use crate::process;
 use crate::server::{Kind, Servers};
 use anyhow::{Context, Result};
+use rustix::fs::{Advice, fadvise};
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::unix::fs::MetadataExt;
@@ -87,6 +88,17 @@ pub(crate) fn warm(dir: &Path, kinds: &[Kind]) -> Result<()> {
         io::copy(&mut image, &mut io::sink())?;
     }
     Ok(())
+}
+
+/// Drops an image from the page cache, for a server that has no `O_DIRECT` and would otherwise
+/// read memory while the others read the disk.
+///
+/// # Errors
+/// Those of the file.
+pub(crate) fn evict(image: &Path) -> Result<()> {
+    let file = File::open(image).with_context(|| format!("opening {}", image.display()))?;
+    file.sync_all()?;
+    Ok(fadvise(&file, 0, None, Advice::DontNeed)?)
 }
 
 /// Bytes a file takes on its file system.

@@ -4,7 +4,7 @@
 //! values of the same round are compared, so that a machine that is slow for a while is fair.
 
 use crate::fio::{Job, Outcome, Until};
-use crate::images::{make_empty, used_bytes};
+use crate::images::{evict, make_empty, used_bytes};
 use crate::plan::{Amount, EMPTY_BYTES, Flush, Image, Medium, Metric, Point};
 use crate::server::{Kind, Server, Servers};
 use crate::stats::Summary;
@@ -140,6 +140,9 @@ impl Measuring<'_> {
         standing: &mut BTreeMap<Kind, Server>,
         traced: bool,
     ) -> Result<(Sample, u64)> {
+        if kind == Kind::NbdkitFile && medium == Medium::DiskDirect {
+            evict(&dir.join(kind.file()))?;
+        }
         let server = match standing.entry(kind) {
             Entry::Occupied(running) => running.into_mut(),
             Entry::Vacant(place) => {

@@ -28,7 +28,8 @@ pub(crate) enum Kind {
     QemuVpc,
     /// `qemu-nbd` with a qcow2.
     QemuQcow2,
-    /// `nbdkit` with a raw file; it has no `O_DIRECT`, only advice to keep nothing cached.
+    /// `nbdkit` with a raw file; it has no `O_DIRECT`: on a disk it starts with nothing
+    /// cached and drops what it read, but its writes stay in the page cache until a flush.
     NbdkitFile,
     /// `nbdkit` with nothing: what the protocol costs.
     NbdkitNull,

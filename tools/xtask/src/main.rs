@@ -5,6 +5,7 @@
 
 #![forbid(unsafe_code)]
 
+mod bench;
 mod build;
 mod setup;
 mod step;
@@ -30,6 +31,8 @@ enum Command {
     Test(verify::Options),
     /// Set everything up and play the whole story once: import, boot, snapshot, kill, adopt, alarm
     Demo(up::DemoOptions),
+    /// Measure the data path against its peers (qemu-nbd, nbdkit) in turn, and print a table
+    Bench(bench::Options),
     /// Build every plugin both ways into target/plugins
     Plugins,
     /// Only do the set-up: Debian packages, the wasm target, a test kernel, a Python environment
@@ -47,6 +50,7 @@ fn main() -> Result<()> {
         Command::Up(options) => up::up(&options),
         Command::Test(options) => verify::test(&options),
         Command::Demo(options) => up::demo(&options),
+        Command::Bench(options) => bench::bench(&options),
         Command::Plugins => {
             setup::wasm_target()?;
             build::plugins()

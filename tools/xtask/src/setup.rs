@@ -21,6 +21,15 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("dpkg-deb", "dpkg"),
 ];
 
+/// What `bench` needs on top.
+const BENCH_PROGRAMS: &[(&str, &str)] = &[
+    ("fio", "fio"),
+    ("nbdcopy", "libnbd-bin"),
+    ("qemu-nbd", "qemu-utils"),
+    ("nbdkit", "nbdkit"),
+    ("strace", "strace"),
+];
+
 /// PyPI's XenAPI, the reference client; pinned so that a new release cannot change a test's meaning.
 const PYTHON_XENAPI: &str = "XenAPI==26.21.1";
 
@@ -34,14 +43,27 @@ pub(crate) fn everything() -> Result<()> {
 
 /// Installs missing Debian packages and says which.
 pub(crate) fn packages() -> Result<()> {
-    let mut missing: Vec<&str> = PROGRAMS
-        .iter()
-        .filter(|(program, _)| find(program).is_none())
-        .map(|(_, package)| *package)
-        .collect();
+    let mut missing = packages_missing(PROGRAMS);
     if !python_can_make_environments() {
         missing.push("python3-venv");
     }
+    install(missing)
+}
+
+/// Installs the Debian packages that measuring needs and says which.
+pub(crate) fn bench_packages() -> Result<()> {
+    install(packages_missing(BENCH_PROGRAMS))
+}
+
+fn packages_missing(programs: &[(&'static str, &'static str)]) -> Vec<&'static str> {
+    programs
+        .iter()
+        .filter(|(program, _)| find(program).is_none())
+        .map(|(_, package)| *package)
+        .collect()
+}
+
+fn install(mut missing: Vec<&str>) -> Result<()> {
     missing.sort_unstable();
     missing.dedup();
     if missing.is_empty() {
