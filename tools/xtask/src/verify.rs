@@ -35,8 +35,14 @@ pub(crate) fn test(options: &Options) -> Result<()> {
     }
     build::plugins()?;
     build::fixtures()?;
-    // Tests of one crate start binaries of another, which cargo does not know: build them first.
-    run(cargo(&["build", "--locked", "--workspace", "--bins"]))?;
+    // Tests of one crate start binaries of another, which cargo does not know: build everything
+    // first, with the features that tests want, so that nothing is built twice.
+    run(cargo(&[
+        "build",
+        "--locked",
+        "--workspace",
+        "--all-targets",
+    ]))?;
     let mut args = vec!["test", "--locked", "--workspace", "--no-fail-fast"];
     if let Some(filter) = &options.filter {
         args.extend(["--", filter.as_str()]);
