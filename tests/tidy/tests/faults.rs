@@ -67,7 +67,7 @@ fn has_test(text: &str, name: &str) -> bool {
             .take_while(|line| line.starts_with("#["))
             .any(|line| *line == "#[test]" || line.starts_with("#[tokio::test"))
     };
-    let at = lines.iter().position(|line| defines(&line));
+    let at = lines.iter().position(defines);
     at.is_some_and(is_test)
 }
 

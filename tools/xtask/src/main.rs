@@ -7,6 +7,7 @@
 
 mod bench;
 mod build;
+mod crash;
 mod setup;
 mod step;
 mod up;
@@ -33,6 +34,8 @@ enum Command {
     Demo(up::DemoOptions),
     /// Measure the data path against its peers (qemu-nbd, nbdkit) in turn, and print a table
     Bench(bench::Options),
+    /// Cut the power of the data path in every way, or kill its processes, and look what is lost
+    Crash(crash::Options),
     /// Build every plugin both ways into target/plugins
     Plugins,
     /// Only do the set-up: Debian packages, the wasm target, a test kernel, a Python environment
@@ -51,6 +54,7 @@ fn main() -> Result<()> {
         Command::Test(options) => verify::test(&options),
         Command::Demo(options) => up::demo(&options),
         Command::Bench(options) => bench::bench(&options),
+        Command::Crash(options) => crash::crash(&options),
         Command::Plugins => {
             setup::wasm_target()?;
             build::plugins()
