@@ -30,6 +30,16 @@ pub(crate) enum Direction {
     Write,
 }
 
+/// When the client asks for a flush.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Flush {
+    Never,
+    /// Before the next write after so many.
+    Every(u64),
+    /// Once; its time counts.
+    AtEnd,
+}
+
 /// When to stop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Until {
@@ -47,8 +57,7 @@ pub(crate) struct Job {
     pub(crate) request_bytes: u64,
     /// Requests in flight.
     pub(crate) depth: u32,
-    /// A flush after so many writes; 0 for none.
-    pub(crate) flush_every: u64,
+    pub(crate) flush: Flush,
     pub(crate) until: Until,
     /// Which random offsets; the same for all servers of a round.
     pub(crate) seed: u64,
@@ -79,8 +88,14 @@ impl Job {
             .arg(format!("--bs={}", self.request_bytes))
             .arg(format!("--iodepth={}", self.depth))
             .arg(format!("--randseed={}", self.seed.saturating_add(1)));
-        if self.flush_every > 0 {
-            fio.arg(format!("--fsync={}", self.flush_every));
+        match self.flush {
+            Flush::Never => {}
+            Flush::Every(writes) => {
+                fio.arg(format!("--fsync={writes}"));
+            }
+            Flush::AtEnd => {
+                fio.arg("--end_fsync=1");
+            }
         }
         match self.until {
             Until::Time(ms) => fio.args(["--time_based", &format!("--runtime={ms}ms")]),
@@ -206,7 +221,7 @@ mod tests {
             direction: Direction::Write,
             request_bytes: 4096,
             depth: 1,
-            flush_every: 0,
+            flush: Flush::Never,
             until: Until::Requests(1),
             seed: 0,
         };

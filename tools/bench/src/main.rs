@@ -85,7 +85,8 @@ async fn bench(args: &Args) -> Result<()> {
     let load = account::load();
     let scratch = tempfile::tempdir()?;
     let servers = Servers::new(Installed {
-        binary: args.tapdisk.clone(),
+        // It starts with another working directory.
+        binary: std::path::absolute(&args.tapdisk)?,
         run_dir: scratch.path().to_owned(),
     });
     let measuring = Measuring {

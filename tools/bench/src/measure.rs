@@ -5,7 +5,7 @@
 
 use crate::fio::{Job, Outcome, Until};
 use crate::images::{evict, make_empty, used_bytes};
-use crate::plan::{Amount, EMPTY_BYTES, Flush, Image, Medium, Metric, Point};
+use crate::plan::{Amount, EMPTY_BYTES, Image, Medium, Metric, Point};
 use crate::server::{Kind, Server, Servers};
 use crate::stats::Summary;
 use crate::trace::{Counts, Tracer};
@@ -199,17 +199,12 @@ impl Measuring<'_> {
             Amount::Requests { quick, .. } if self.effort.quick => Until::Requests(quick),
             Amount::Requests { full, .. } => Until::Requests(full),
         };
-        let flush_every = match (point.flush, until) {
-            (Flush::Every(writes), _) => writes,
-            (Flush::AtEnd, Until::Requests(count)) => count,
-            _ => 0,
-        };
         Job {
             pattern: point.pattern,
             direction: point.direction,
             request_bytes: point.request_bytes,
             depth: point.depth,
-            flush_every,
+            flush: point.flush,
             until,
             seed,
         }

@@ -1,7 +1,7 @@
 //! P13: what one open disk of 1 TiB costs in memory.
 
 use crate::account::{rss_bytes, rss_bytes_max};
-use crate::fio::{Direction, Job, Pattern, Until};
+use crate::fio::{Direction, Flush, Job, Pattern, Until};
 use crate::images::make_empty;
 use crate::ours::Cache;
 use crate::plan::Aim;
@@ -37,7 +37,7 @@ pub(crate) async fn measure(servers: &Servers, dir: &Path, scratch: &Path) -> Re
         direction: Direction::Write,
         request_bytes: 4096,
         depth: 32,
-        flush_every: 0,
+        flush: Flush::Never,
         until: Until::Requests(WRITES),
         seed: 1,
     };

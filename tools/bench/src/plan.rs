@@ -1,6 +1,6 @@
 //! What is measured, on what, against whom, and what is aimed at. Data only.
 
-use crate::fio::{Direction, Pattern};
+use crate::fio::{Direction, Flush, Pattern};
 use crate::ours::Cache;
 use crate::server::Kind;
 
@@ -42,14 +42,6 @@ pub(crate) enum Amount {
     Time,
     /// So many requests, quick or thorough.
     Requests { quick: u64, full: u64 },
-}
-
-/// When the client asks for a flush.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Flush {
-    Never,
-    Every(u64),
-    AtEnd,
 }
 
 /// What is compared.
