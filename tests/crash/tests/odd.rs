@@ -3,10 +3,13 @@
 
 use block::{Action, BlockIo, FileId, Op, RamDisk, Rng, SparseBytes};
 use datapath::protocol::{Access, Format};
+use std::cell::Cell;
+use std::io;
 use tapdisk::engine::ErrorKind;
 use tapdisk::engine::testing::rig::{
     BLOCK, Peek, Rig, SECTOR, child, dynamic, load_chain, ram_with_dynamic,
 };
+use vhd_rs::{Image, OpenOptions, ReadAt};
 
 /// Cases of damage that are tried.
 const CASES: u64 = 1200;
@@ -223,4 +226,59 @@ fn a_raw_disk_with_an_image_in_it_is_raw_alone_and_below_a_child() {
         ram.peek(raw.0).to_vec() == bytes,
         "the raw disk is what the guest wrote"
     );
+}
+
+/// A file of which one read fails.
+struct Failing<'a> {
+    file: &'a SparseBytes,
+    reads_until: Cell<u64>,
+}
+
+impl ReadAt for Failing<'_> {
+    fn size_bytes(&self) -> io::Result<u64> {
+        Ok(self.file.size_bytes())
+    }
+
+    fn read_exact_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        let left = self.reads_until.get();
+        self.reads_until.set(left.wrapping_sub(1));
+        if left == 0 {
+            return Err(io::Error::other("the nth read"));
+        }
+        let inside = self.file.read(offset, buffer);
+        (inside == buffer.len())
+            .then_some(())
+            .ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
+    }
+}
+
+#[test]
+fn a_piece_of_metadata_that_cannot_be_read_is_an_error_and_never_another_image() {
+    let (sound, files) = sound();
+    for ((file, _), present) in files.into_iter().zip([3, 2]) {
+        let whole = sound.file(file).expect("a file");
+        let blocks = |image: &Image| {
+            let entry = |block: &u32| image.bat().and_then(|bat| bat.get(*block)).is_some();
+            (0..image.blocks()).filter(entry).count()
+        };
+        let mut failed = 0;
+        for nth in 0.. {
+            let medium = Failing {
+                file: whole,
+                reads_until: Cell::new(nth),
+            };
+            let image = Image::open(&medium, OpenOptions::default());
+            let struck = medium.reads_until.get() > nth;
+            match image {
+                Ok(image) if !struck => {
+                    assert_eq!(blocks(&image), present, "{file:?}");
+                    break;
+                }
+                Ok(_) => panic!("{file:?}: read {nth} failed and nobody noticed"),
+                Err(error) => assert_eq!(error.kind(), vhd_rs::ErrorKind::Io, "{error}"),
+            }
+            failed += 1;
+        }
+        assert!(failed >= 4, "{file:?}: only {failed} reads");
+    }
 }
