@@ -129,7 +129,7 @@ async fn bench(args: &Args) -> Result<()> {
 
 fn effort(args: &Args, begun: Instant) -> Effort {
     let (rounds, run_ms, limit) = match args.quick {
-        true => (3, 250, Duration::from_secs(120)),
+        true => (3, 200, Duration::from_secs(120)),
         false => (7, 2000, Duration::from_secs(3600)),
     };
     Effort {

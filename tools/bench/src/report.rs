@@ -23,6 +23,8 @@ pub(crate) struct Row {
     pub(crate) ratio: Option<f64>,
     pub(crate) aim: String,
     pub(crate) met: bool,
+    /// How many times it was measured; fewer than asked for where time ran out.
+    pub(crate) pairs: usize,
     /// First and third quartile of ours.
     pub(crate) ours_spread: [f64; 2],
     /// First and third quartile of the ratio.
@@ -42,6 +44,7 @@ impl Row {
             ratio: None,
             aim: aim.to_string(),
             met: aim.is_met(ours, None),
+            pairs: 1,
             ours_spread: [ours, ours],
             ratio_spread: None,
         }
@@ -71,6 +74,7 @@ impl Row {
             ratio: ratio.map(|r| r.median),
             aim: goal.aim.to_string(),
             met: goal.aim.is_met(summary.median, ratio.map(|r| r.median)),
+            pairs: ours.len(),
             ours_spread: [summary.low, summary.high],
             ratio_spread: ratio.map(|r| [r.low, r.high]),
         })
@@ -95,13 +99,23 @@ pub(crate) fn rows(all: &[Measured], disk: &str) -> Vec<Row> {
 /// The table of rows.
 pub(crate) fn table(rows: &[Row]) -> String {
     let mut text = format!(
-        "{:<4} {:<14} {:>9} {:>15} {:>9} {:>6} {:>11} {:>8} {:<4} {:<22} work\n",
-        "id", "medium", "ours", "(quartiles)", "peer", "ratio", "(quartiles)", "aim", "met", "peer"
+        "{:<4} {:<14} {:>9} {:>15} {:>9} {:>6} {:>11} {:>8} {:<4} {:>2} {:<22} work\n",
+        "id",
+        "medium",
+        "ours",
+        "(quartiles)",
+        "peer",
+        "ratio",
+        "(quartiles)",
+        "aim",
+        "met",
+        "n",
+        "peer"
     );
     for row in rows {
         let spread = |[low, high]: [f64; 2]| format!("{}..{}", short(low), short(high));
         text += &format!(
-            "{:<4} {:<14} {:>9} {:>15} {:>9} {:>6} {:>11} {:>8} {:<4} {:<22} {}\n",
+            "{:<4} {:<14} {:>9} {:>15} {:>9} {:>6} {:>11} {:>8} {:<4} {:>2} {:<22} {}\n",
             row.id,
             row.medium,
             short(row.ours),
@@ -111,6 +125,7 @@ pub(crate) fn table(rows: &[Row]) -> String {
             row.ratio_spread.map(spread).unwrap_or_default(),
             row.aim,
             if row.met { "yes" } else { "NO" },
+            row.pairs,
             row.peer_name.as_deref().unwrap_or_default(),
             row.work,
         );
