@@ -76,35 +76,6 @@ fn a_port_that_is_taken_is_exit_code_1_and_named() {
     assert!(String::from_utf8_lossy(&out.stderr).contains(&address));
 }
 
-#[test]
-fn sigterm_lets_the_call_in_flight_finish_and_exits_0() {
-    let built = Built::beside_this_test().expect("a build");
-    let dir = tempfile::tempdir().expect("a directory");
-    let mut host = Host::start(&built, dir.path(), Hypervisor::Simulator).expect("a host");
-    let sr = make_sr(&host, dir.path());
-    let size = "virtual-size=64MiB";
-    let vdi = host
-        .xe(&["vdi-create", &format!("sr-uuid={sr}"), "name-label=d", size])
-        .expect("a VDI");
-    let raw = dir.path().join("big.raw");
-    std::fs::write(&raw, vec![7u8; 64 << 20]).expect("written");
-    let file = format!("filename={}", raw.display());
-    let import = host
-        .xe_command(&["vdi-import", &format!("uuid={vdi}"), &file, "format=raw"])
-        .spawn()
-        .expect("xe starts");
-    e2e::process::wait_for(
-        "the import to be under way",
-        std::time::Duration::from_secs(20),
-        || Ok((!host.xe(&["task-list", "--minimal"])?.is_empty()).then_some(())),
-    )
-    .expect("a task");
-    let status = host.stop_daemon().expect("it stops");
-    assert!(status.success(), "{status}\n{}", host.log_tail());
-    let import = import.wait_with_output().expect("xe ends");
-    assert!(import.status.success(), "the import was cut off");
-}
-
 fn make_sr(host: &Host, dir: &Path) -> String {
     std::fs::create_dir_all(dir.join("sr/one")).expect("a directory");
     let location = format!("device-config:location={}", dir.join("sr/one").display());

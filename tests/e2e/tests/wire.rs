@@ -1,6 +1,7 @@
 //! The wire, byte by byte: what hostile, broken and very old clients send to a real daemon.
 
 use e2e::host::{Built, Host, Hypervisor};
+use e2e::process::wait_for;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
@@ -227,6 +228,50 @@ fn an_old_client_that_waits_for_the_answer_before_it_sends_is_served() {
     let content = disk.content();
     assert!(content[..1 << 20].iter().all(|byte| *byte == 5));
     assert!(content[1 << 20..].iter().all(|byte| *byte == 0));
+}
+
+#[test]
+fn sigterm_lets_the_call_in_flight_finish_and_takes_no_new_one() {
+    let mut disk = disk();
+    let content = vec![3u8; 4 << 20];
+    let (first, rest) = content.split_at(1 << 20);
+    let mut stream = connect(&disk.host);
+    let head = format!(
+        "PUT {} HTTP/1.1\r\nHost: h\r\n{}Content-Length: {}\r\n\r\n",
+        disk.uri("&format=raw"),
+        disk.authorization,
+        content.len()
+    );
+    stream.write_all(head.as_bytes()).expect("sent");
+    stream.write_all(first).expect("sent");
+    wait_for(
+        "the import to be under way",
+        Duration::from_secs(20),
+        || {
+            let tasks = disk.host.xe(&["task-list", "--minimal"])?;
+            Ok((!tasks.is_empty()).then_some(()))
+        },
+    )
+    .expect("a task");
+
+    let address = disk.host.http();
+    let status = std::thread::scope(|scope| {
+        let stopping = scope.spawn(|| disk.host.stop_daemon());
+        wait_for(
+            "the daemon to take no new calls",
+            Duration::from_secs(20),
+            || Ok(TcpStream::connect(address).is_err().then_some(())),
+        )
+        .expect("refused");
+        stream.write_all(rest).expect("sent");
+        let mut answer = [0u8; 12];
+        stream.read_exact(&mut answer).expect("an answer");
+        assert_eq!(&answer[8..], b" 200", "the import was cut off");
+        stopping.join().expect("no panic").expect("it stops")
+    });
+    assert!(status.success(), "{status}\n{}", disk.host.log_tail());
+    disk.host.start_daemon().expect("started again");
+    assert_eq!(disk.content(), content);
 }
 
 #[test]
