@@ -12,6 +12,7 @@ mod services;
 mod sources;
 
 use clap::Parser;
+use nix::sys::signal::SigSet;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -68,6 +69,11 @@ struct Args {
 }
 
 fn main() -> ExitCode {
+    // A parent that blocks signals, as one that waits for them does, hands its mask down: without
+    // this the daemon, and every process it starts, would be deaf to SIGTERM.
+    if let Err(error) = SigSet::all().thread_unblock() {
+        eprintln!("xylemd: signals stay as they were found: {error}");
+    }
     let args = match Args::try_parse() {
         Ok(args) => args,
         Err(error) => {

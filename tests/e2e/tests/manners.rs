@@ -122,3 +122,19 @@ fn one_request_id_follows_a_call_through_daemon_plugin_and_data_path() {
         .any(|file| std::fs::read_to_string(file.path()).is_ok_and(|text| text.contains(id)));
     assert!(told, "no data-path log has {id}");
 }
+
+#[test]
+fn a_daemon_whose_parent_blocks_signals_hears_sigterm() {
+    let built = Built::beside_this_test().expect("a build");
+    let dir = tempfile::tempdir().expect("a directory");
+    // Children inherit the mask of the thread that starts them.
+    let mask = nix::sys::signal::SigSet::all();
+    let started = std::thread::spawn(move || {
+        mask.thread_block().expect("blocked");
+        let host = Host::start(&built, dir.path(), Hypervisor::Simulator);
+        (host.expect("a host"), dir)
+    });
+    let (mut host, _dir) = started.join().expect("no panic");
+    let status = host.stop_daemon().expect("it stops");
+    assert!(status.success(), "{status}\n{}", host.log_tail());
+}
