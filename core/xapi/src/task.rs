@@ -244,13 +244,14 @@ fn trim(tx: &mut Tx) -> Result<(), ApiError> {
     let finished_ms = |row: &Row| row.get("finished").as_datetime().unwrap_or_default();
     let rows = tx.rows("task").filter(|row| is_finished(row));
     let mut finished: Vec<_> = rows
-        .map(|row| (finished_ms(row), row.reference().clone()))
+        // Of those that ended in the same millisecond the first made is the oldest.
+        .map(|row| (finished_ms(row), row.created, row.reference().clone()))
         .collect();
     finished.sort();
     let surplus = finished
         .len()
         .saturating_sub(FINISHED_MAX.saturating_sub(1));
-    for (_, reference) in finished.into_iter().take(surplus) {
+    for (_, _, reference) in finished.into_iter().take(surplus) {
         generic::remove(tx, "task", &reference)?;
     }
     Ok(())
