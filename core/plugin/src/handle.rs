@@ -409,10 +409,16 @@ impl Monitor {
         }
     }
 
+    /// Whether the plugin is told about changes of objects of this class. Ask before making the
+    /// event: a record is not cheap to write down.
+    pub fn wants(&self, class: &str) -> bool {
+        self.classes.iter().any(|wanted| wanted == class)
+    }
+
     /// Leaves out what the plugin is not granted and what JSON cannot say.
     fn fitting(&self, mut event: Event) -> Option<Event> {
         match &mut event {
-            Event::Object { class, .. } if !self.classes.contains(class) => return None,
+            Event::Object { class, .. } if !self.wants(class) => return None,
             Event::Metrics { rows, .. } => rows.retain(|row| row.value.is_finite()),
             _ => {}
         }
