@@ -3,14 +3,16 @@
 //! | part | what it is | what it does not know |
 //! |---|---|---|
 //! | [`engine`] | one open disk: requests in, file operations out | sockets, protocols |
+//! | [`frontend`] | what a client's side of a disk is, whatever the protocol | protocols, disks |
 //! | [`nbd`] | one NBD session: bytes in, jobs out | sockets, disks |
 //! | [`process`] | the loop that joins them, and the control operations | what bytes mean |
 //!
-//! Both state machines do no I/O, so everything that can go wrong in them is tested without a
+//! The state machines do no I/O, so everything that can go wrong in them is tested without a
 //! kernel. The process does I/O and nothing else.
 
 #![forbid(unsafe_code)]
 
 pub mod engine;
+pub mod frontend;
 pub mod nbd;
 pub mod process;

@@ -26,30 +26,8 @@ mod reply;
 mod request;
 mod session;
 
-pub use reply::{Answer, BlockRun, Errno, Failure};
-pub use request::{Job, REQUEST_BYTES_MAX, Slot, Work};
+pub use request::REQUEST_BYTES_MAX;
 pub use session::{IN_FLIGHT_BYTES_MAX, IN_FLIGHT_MAX, Session};
-
-use block::{Buffer, BufferPool};
-
-/// Where payload and reply buffers come from and go back to.
-pub trait Buffers {
-    /// A buffer of `len` bytes with old content.
-    fn take(&mut self, len: usize) -> Buffer;
-
-    /// Takes a buffer back.
-    fn give(&mut self, buffer: Buffer);
-}
-
-impl Buffers for BufferPool {
-    fn take(&mut self, len: usize) -> Buffer {
-        BufferPool::take(self, len)
-    }
-
-    fn give(&mut self, buffer: Buffer) {
-        BufferPool::give(self, buffer);
-    }
-}
 
 /// What a session serves.
 #[derive(Debug, Clone, PartialEq, Eq)]

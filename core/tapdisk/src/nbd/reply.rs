@@ -1,7 +1,7 @@
 //! Answers, and the bytes they become.
 
-use super::Buffers;
-use super::request::{Header, Slot};
+use super::request::Header;
+use crate::frontend::{Answer, BlockRun, Buffers, Errno, Failure, Slot};
 use block::Buffer;
 use datapath::nbd::wire;
 use std::collections::VecDeque;
@@ -12,69 +12,16 @@ const RUNS_MAX: usize = 4096;
 /// Number of the `base:allocation` context on every session.
 pub(super) const ALLOCATION_CONTEXT: u32 = 1;
 
-/// What a job came to.
-#[derive(Debug)]
-pub enum Answer {
-    /// It is done (writes, flush, trim, write zeroes).
-    Done,
-    /// The data of a read; of the length that was asked for.
-    Data(Buffer),
-    /// The runs of a block status, from the job's offset on.
-    Status(Vec<BlockRun>),
-    /// It did not work.
-    Failed(Failure),
-}
-
-/// A stretch in one state.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct BlockRun {
-    /// Its length; what goes past the request is cut off.
-    pub length_bytes: u64,
-    /// Not allocated in any layer.
-    pub hole: bool,
-    /// Reads as zeroes.
-    pub zero: bool,
-}
-
-/// Why a job failed.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Failure {
-    /// What the client branches on.
-    pub errno: Errno,
-    /// For people; only structured replies carry it.
-    pub message: String,
-}
-
-/// Error numbers that the protocol knows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Errno {
-    /// The export is read-only.
-    Permission,
-    /// The storage failed.
-    Io,
-    /// No memory.
-    NoMemory,
-    /// The request makes no sense for this export.
-    Invalid,
-    /// No space left, or a write past the end.
-    NoSpace,
-    /// Not done, or not fast.
-    NotSupported,
-    /// The server is going away.
-    Shutdown,
-}
-
-impl Errno {
-    pub(super) fn code(self) -> u32 {
-        match self {
-            Self::Permission => wire::EPERM,
-            Self::Io => wire::EIO,
-            Self::NoMemory => wire::ENOMEM,
-            Self::Invalid => wire::EINVAL,
-            Self::NoSpace => wire::ENOSPC,
-            Self::NotSupported => wire::ENOTSUP,
-            Self::Shutdown => wire::ESHUTDOWN,
-        }
+/// The number an error has on the wire.
+fn code(errno: Errno) -> u32 {
+    match errno {
+        Errno::Permission => wire::EPERM,
+        Errno::Io => wire::EIO,
+        Errno::NoMemory => wire::ENOMEM,
+        Errno::Invalid => wire::EINVAL,
+        Errno::NoSpace => wire::ENOSPC,
+        Errno::NotSupported => wire::ENOTSUP,
+        Errno::Shutdown => wire::ESHUTDOWN,
     }
 }
 
@@ -208,7 +155,7 @@ impl Output {
         let piece = match answer {
             Answer::Status(runs) => status_chunk(header, &runs),
             Answer::Failed(failure) if structured => error_chunk(header, &failure),
-            Answer::Failed(failure) => simple(header, failure.errno.code(), Body::none()),
+            Answer::Failed(failure) => simple(header, code(failure.errno), Body::none()),
             Answer::Data(data) if structured => data_chunk(header, data),
             Answer::Data(data) => simple(header, 0, Body::Buffer(data)),
             // Commands without data may answer simply on a structured session; it is shorter.
@@ -261,7 +208,7 @@ fn error_chunk(header: &Header, failure: &Failure) -> Piece {
     let length = 6 + text.len();
     let size = u16::try_from(text.len()).expect("cut to 1024 bytes");
     chunk(header, wire::CHUNK_ERROR, length, Body::Bytes(text))
-        .put(&failure.errno.code().to_be_bytes())
+        .put(&code(failure.errno).to_be_bytes())
         .put(&size.to_be_bytes())
 }
 

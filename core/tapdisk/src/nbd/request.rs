@@ -1,8 +1,7 @@
 //! A request's header, and whether the export can do what it asks.
 
 use super::Export;
-use super::reply::Errno;
-use block::Buffer;
+use crate::frontend::{Errno, Work};
 use datapath::nbd::wire;
 use units::SECTOR_BYTES;
 
@@ -14,71 +13,6 @@ pub(super) const MINIMUM_BYTES: u32 = SECTOR_BYTES as u32;
 
 /// Unit at which the data path does not have to read before it writes.
 pub(super) const PREFERRED_BYTES: u32 = 4096;
-
-/// Where a job's answer goes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Slot(pub u32);
-
-/// A checked request: inside the disk, aligned to 512 bytes, allowed on this export.
-#[derive(Debug)]
-pub struct Job {
-    /// Comes back with the answer.
-    pub slot: Slot,
-    /// What to do.
-    pub work: Work,
-}
-
-/// What a job does. Offsets and lengths are bytes.
-#[derive(Debug)]
-pub enum Work {
-    /// Answered with the data.
-    Read {
-        /// Where to start.
-        offset: u64,
-        /// How much.
-        length: u32,
-    },
-    /// Writes the buffer.
-    Write {
-        /// Where to start.
-        offset: u64,
-        /// What to write.
-        data: Buffer,
-        /// Durable before the answer.
-        fua: bool,
-    },
-    /// Makes what was answered before durable, whatever connection it came on.
-    Flush,
-    /// Gives space back if that costs nothing; the content is undefined afterwards.
-    Trim {
-        /// Where to start.
-        offset: u64,
-        /// How much.
-        length: u32,
-        /// Durable before the answer.
-        fua: bool,
-    },
-    /// Makes a range read as zeroes.
-    WriteZeroes {
-        /// Where to start.
-        offset: u64,
-        /// How much.
-        length: u32,
-        /// Durable before the answer.
-        fua: bool,
-        /// Keep the range allocated.
-        no_hole: bool,
-    },
-    /// Describes a range from its start on; the answer may stop early.
-    BlockStatus {
-        /// Where to start.
-        offset: u64,
-        /// How much.
-        length: u32,
-        /// One run is enough.
-        one: bool,
-    },
-}
 
 /// A header's fields.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

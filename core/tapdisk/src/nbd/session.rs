@@ -1,9 +1,10 @@
 //! One connection: where it is in the protocol, what is in flight, what waits to be sent.
 
+use super::Export;
 use super::handshake::{self, Next, OPTION_BYTES_MAX, OPTIONS_MAX};
-use super::reply::{Answer, Errno, Failure, Output};
-use super::request::{Agreed, Header, Job, Slot, Work};
-use super::{Buffers, Export};
+use super::reply::Output;
+use super::request::{Agreed, Header};
+use crate::frontend::{Answer, Buffers, Errno, Failure, FrontEnd, Job, Slot, Work};
 use block::Buffer;
 use datapath::nbd::wire;
 
@@ -372,5 +373,35 @@ impl Session {
             self.cost_bytes -= header.cost_bytes();
             self.free.push(slot);
         }
+    }
+}
+
+impl FrontEnd for Session {
+    fn next_job(&mut self, buffers: &mut impl Buffers) -> Option<Job> {
+        self.next_job(buffers)
+    }
+
+    fn answer(&mut self, slot: Slot, answer: Answer, _: &mut impl Buffers) {
+        self.answer(slot, answer);
+    }
+
+    fn set_size(&mut self, size_bytes: u64) {
+        self.set_size(size_bytes);
+    }
+
+    fn end(&mut self) {
+        self.end();
+    }
+
+    fn lost(&mut self) {
+        self.lost();
+    }
+
+    fn in_flight(&self) -> usize {
+        self.in_flight()
+    }
+
+    fn is_finished(&self) -> bool {
+        self.is_finished()
     }
 }

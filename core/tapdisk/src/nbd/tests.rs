@@ -6,6 +6,8 @@ mod options;
 mod requests;
 
 use super::*;
+use crate::frontend::{Answer, BlockRun, Errno, Failure, Job, Slot, Work};
+use block::{Buffer, BufferPool};
 
 const SIZE: u64 = 1 << 20;
 

@@ -1,7 +1,8 @@
 //! One NBD client: its socket and its session.
 
 use super::reactor::Interest;
-use crate::nbd::{Answer, Buffers, Export, Job, Session, Slot};
+use crate::frontend::{Answer, Buffers, Job, Slot};
+use crate::nbd::{Export, Session};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, Shutdown, recv, sendmsg, shutdown};
 use std::io::IoSlice;
