@@ -55,8 +55,10 @@ pub(crate) struct Job {
     pub(crate) pattern: Pattern,
     pub(crate) direction: Direction,
     pub(crate) request_bytes: u64,
-    /// Requests in flight.
+    /// Requests in flight on each connection.
     pub(crate) depth: u32,
+    /// Connections.
+    pub(crate) clients: u32,
     pub(crate) flush: Flush,
     pub(crate) until: Until,
     /// Which random offsets; the same for all servers of a round.
@@ -74,6 +76,8 @@ pub(crate) struct Outcome {
     pub(crate) mean_us: f64,
     pub(crate) p50_us: f64,
     pub(crate) p99_us: f64,
+    /// CPU the client used, in cores; near one and the client is the limit, not the server.
+    pub(crate) client_cores: f64,
 }
 
 impl Job {
@@ -87,6 +91,8 @@ impl Job {
             .arg(format!("--rw={}", self.rw()))
             .arg(format!("--bs={}", self.request_bytes))
             .arg(format!("--iodepth={}", self.depth))
+            .arg(format!("--numjobs={}", self.clients))
+            .arg("--group_reporting")
             .arg(format!("--randseed={}", self.seed.saturating_add(1)));
         match self.flush {
             Flush::Never => {}
@@ -123,6 +129,11 @@ impl Job {
             Until::Time(ms) => SLACK + Duration::from_millis(ms),
             Until::Requests(_) => SLACK,
         }
+    }
+
+    /// Whether it changes the image.
+    pub(crate) fn writes(&self) -> bool {
+        self.direction == Direction::Write
     }
 
     fn rw(&self) -> String {
@@ -174,6 +185,7 @@ fn parse(report: &str) -> Result<Outcome> {
         mean_us: number(&format!("{side}/lat_ns/mean"))? / 1e3,
         p50_us: percentile("50.000000")? / 1e3,
         p99_us: percentile("99.000000")? / 1e3,
+        client_cores: (number("/usr_cpu")? + number("/sys_cpu")?) / 100.0,
     })
 }
 
@@ -183,7 +195,7 @@ mod tests {
 
     const REPORT: &str = r#"note: this is not JSON
 {
-"jobs":[{"error":0,
+"jobs":[{"error":0,"usr_cpu":40.5,"sys_cpu":50.0,
         "read":{"total_ios":0,"io_bytes":0,"runtime":0,"lat_ns":{"mean":0}},
         "write":{"total_ios":1000,"io_bytes":4096000,"runtime":500,"lat_ns":{"mean":31000.5},
             "clat_ns":{"percentile":{"50.000000":30000,"99.000000":90000}}},
@@ -199,6 +211,7 @@ mod tests {
             mean_us: 31.0005,
             p50_us: 30.0,
             p99_us: 90.0,
+            client_cores: 0.905,
         };
         assert_eq!(parse(REPORT).unwrap(), expected);
     }
@@ -221,6 +234,7 @@ mod tests {
             direction: Direction::Write,
             request_bytes: 4096,
             depth: 1,
+            clients: 1,
             flush: Flush::Never,
             until: Until::Requests(1),
             seed: 0,

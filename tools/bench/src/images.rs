@@ -1,8 +1,9 @@
 //! The images: the same random bytes as a raw file, our VHD, a copy of it, and a qcow2.
 
+use crate::kind::{Family, Kind};
 use crate::ours::Cache;
 use crate::process;
-use crate::server::{Kind, Servers};
+use crate::server::Servers;
 use anyhow::{Context, Result};
 use rustix::fs::{Advice, fadvise};
 use std::fs::{self, File};
@@ -22,22 +23,27 @@ const CHUNK_BYTES: usize = 1 << 20;
 /// # Errors
 /// When the file system or a tool fails.
 pub(crate) async fn make_full(servers: &Servers, dir: &Path, bytes: u64) -> Result<()> {
-    let raw = dir.join(Kind::QemuRaw.file());
+    let raw = dir.join(Family::QemuRaw.file());
     write_random(&raw, bytes)?;
-    make_empty(servers, Kind::Ours, dir, bytes).await?;
-    let server = servers.start(Kind::Ours, dir, Cache::Page).await?;
+    make_empty(servers, Family::Ours, dir, bytes).await?;
+    let server = servers.start(Kind::OURS, dir, Cache::Page).await?;
     let mut copy = Command::new("nbdcopy");
     copy.arg("--flush").arg(&raw).arg(&server.uri);
     process::output(copy, MAKE).await?;
     server.stop().await?;
-    let ours = dir.join(Kind::Ours.file());
-    fs::copy(&ours, dir.join(Kind::QemuVpc.file())).context("copying the VHD")?;
+    let ours = dir.join(Family::Ours.file());
+    fs::copy(&ours, dir.join(Family::QemuVpc.file())).context("copying the VHD")?;
     let mut convert = Command::new("qemu-img");
     convert
         .args(["convert", "-f", "raw", "-O", "qcow2"])
-        .args([&raw, &dir.join(Kind::QemuQcow2.file())]);
+        .args([&raw, &dir.join(Family::QemuQcow2.file())]);
     process::output(convert, MAKE).await?;
-    for kind in [Kind::QemuRaw, Kind::Ours, Kind::QemuVpc, Kind::QemuQcow2] {
+    for kind in [
+        Family::QemuRaw,
+        Family::Ours,
+        Family::QemuVpc,
+        Family::QemuQcow2,
+    ] {
         File::open(dir.join(kind.file()))?.sync_all()?;
     }
     Ok(())
@@ -49,7 +55,7 @@ pub(crate) async fn make_full(servers: &Servers, dir: &Path, bytes: u64) -> Resu
 /// When the file system or a tool fails.
 pub(crate) async fn make_empty(
     servers: &Servers,
-    kind: Kind,
+    kind: Family,
     dir: &Path,
     virtual_bytes: u64,
 ) -> Result<()> {
@@ -61,12 +67,12 @@ pub(crate) async fn make_empty(
         _ => {}
     }
     match kind {
-        Kind::Ours | Kind::QemuVpc => {
+        Family::Ours | Family::QemuVpc => {
             let ours = servers.ours().await?;
             ours.create(&image, virtual_bytes).await?;
             ours.stop().await
         }
-        Kind::QemuQcow2 => {
+        Family::QemuQcow2 => {
             let mut create = Command::new("qemu-img");
             create
                 .args(["create", "-q", "-f", "qcow2"])
@@ -82,7 +88,7 @@ pub(crate) async fn make_empty(
 ///
 /// # Errors
 /// Those of the files.
-pub(crate) fn warm(dir: &Path, kinds: &[Kind]) -> Result<()> {
+pub(crate) fn warm(dir: &Path, kinds: &[Family]) -> Result<()> {
     for kind in kinds {
         let mut image = File::open(dir.join(kind.file()))?;
         io::copy(&mut image, &mut io::sink())?;
@@ -99,6 +105,15 @@ pub(crate) fn evict(image: &Path) -> Result<()> {
     let file = File::open(image).with_context(|| format!("opening {}", image.display()))?;
     file.sync_all()?;
     Ok(fadvise(&file, 0, None, Advice::DontNeed)?)
+}
+
+/// Has everything that was written to an image on its medium.
+///
+/// # Errors
+/// Those of the file.
+pub(crate) fn settle(image: &Path) -> Result<()> {
+    let file = File::open(image).with_context(|| format!("opening {}", image.display()))?;
+    Ok(file.sync_all()?)
 }
 
 /// Bytes a file takes on its file system.

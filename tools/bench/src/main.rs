@@ -1,44 +1,72 @@
 //! `xylem-bench`: our data path and its peers, in turn, at the same work on the same bytes.
 //!
+//! # What is run
 //! All servers serve one disk over NBD on a unix socket to one client, fio. What they are given is
 //! equal: the same random bytes as a raw file, as our dynamic VHD (of which `qemu-nbd vpc` serves
-//! a copy) and as a qcow2; `O_DIRECT` for all that have it, or the page cache for all. No server
-//! promises less at a flush than the peer it is compared with.
+//! a copy) and as a qcow2. Three media: a disk's file system past the page cache (`O_DIRECT` for
+//! all that have it), the same through the page cache with the images in it, and a tmpfs.
+//! `qemu-nbd` runs with Linux AIO, threads and io_uring; a row compares with the way that did
+//! best in that row's metric. What one disk alone cannot show (chains, snapshots, coalescing,
+//! mirrors, memory, checking) has experiments of its own, which say in `work` what they did.
 //!
-//! CPU time per request is the steadiest number and IOPS the noisiest: fio takes a core of its
-//! own at around 200k requests a second, and a virtual disk has moods.
+//! # How to read a row
+//! | column | meaning |
+//! |---|---|
+//! | `id`, `aim`, `met` | which aim, its bound (`0.45x` bounds the ratio, a bare number bounds ours), and whether the median keeps it |
+//! | `work` | what was done and the metric with its unit |
+//! | `ours`, `peer` | medians over the rounds, each with its first and third quartile |
+//! | `ratio` | median of ours / theirs, round by round, with its quartiles: what slows the machine for a while slows both sides of a round, so this is steadier than either value |
+//! | `n` | rounds the row rests on; 1 is a single look, not a measurement |
+//! | `load` | most cores that anything else on the machine used during one of the rounds. A round with more than [`machine::DISTURBED_CORES`] is run again, so often; what is still above it was measured on a busy machine |
+//! | `[…]` | what limits the value, such as a client that has no more to give |
+//!
+//! A peer whose name ends in `recorded` was not run: tapdisk and libvhd's vhd-util are not in
+//! Debian. Their values were measured once on a quiet machine of 2 cores with the same client, so
+//! on another machine their rows say little.
+//!
+//! # How far to trust it
+//! CPU time per request (all threads of the server, io_uring's workers included) is the steadiest
+//! number and IOPS the noisiest: fio takes a core of its own at around 200k requests a second, and
+//! a virtual disk has moods. System calls are counted in further rounds, by the kernel (`perf`),
+//! which costs the server next to nothing; where only `strace` is there it stops the server at
+//! each call and the counts come out too low. Writes are worth the same everywhere or less at the
+//! peer: the list of promises under the table says what an answer means at each server.
+//!
+//! # How it is written down
+//! `--json` gets every row as soon as there is one; `--resume` goes on from such a file. `--only`
+//! and `--medium` measure a part.
 
 #![forbid(unsafe_code)]
 
 mod account;
 mod fio;
 mod images;
+mod kind;
+mod machine;
 mod measure;
+mod measured;
 mod memory;
 mod ours;
 mod plan;
+mod points;
 mod process;
-mod report;
+mod row;
+mod rows;
+mod run;
 mod server;
+mod stage;
 mod stats;
+mod table;
 mod trace;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use clap::Parser;
-use measure::{Effort, Measuring};
-use ours::Installed;
 use plan::Medium;
-use server::{Kind, Servers};
-use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::path::PathBuf;
 use tokio::signal::unix::{SignalKind, signal};
-use trace::Tracer;
-
-/// Magic number of ext4 in `statfs`.
-const EXT4: i64 = 0xEF53;
 
 /// Measures the data path against its peers.
-#[derive(Parser)]
+#[derive(Debug, Parser)]
 #[command(version)]
 struct Args {
     /// The xylem-tapdisk to measure; a release build
@@ -50,15 +78,24 @@ struct Args {
     /// Folder on a tmpfs
     #[arg(long, default_value = "/dev/shm")]
     tmpfs: PathBuf,
-    /// Write the rows to this file
+    /// Write the rows to this file, as they come
     #[arg(long)]
     json: Option<PathBuf>,
-    /// 3 short pairs instead of 7 longer ones, under 3 minutes
+    /// Go on from what the JSON file holds
+    #[arg(long, requires = "json")]
+    resume: bool,
+    /// 2 short pairs instead of 7 longer ones, of each peer the first way only
     #[arg(long)]
     quick: bool,
+    /// Only these ids, such as P1,P3
+    #[arg(long, value_delimiter = ',')]
+    only: Vec<String>,
+    /// Only these media
+    #[arg(long, value_delimiter = ',')]
+    medium: Vec<Medium>,
     /// Pairs per point
     #[arg(long)]
-    pairs: Option<u64>,
+    pairs: Option<usize>,
     /// Milliseconds of a run
     #[arg(long)]
     run_ms: Option<u64>,
@@ -73,75 +110,9 @@ fn main() -> Result<()> {
         let mut ended = signal(SignalKind::terminate())?;
         // Whichever is first, the other is dropped, and with it every server and file.
         tokio::select! {
-            done = bench(&args) => done,
+            done = run::bench(&args) => done,
             _ = ended.recv() => bail!("ended by a signal"),
             _ = tokio::signal::ctrl_c() => bail!("interrupted"),
         }
     })
-}
-
-async fn bench(args: &Args) -> Result<()> {
-    let begun = Instant::now();
-    let load = account::load();
-    let scratch = tempfile::tempdir()?;
-    let servers = Servers::new(Installed {
-        // It starts with another working directory.
-        binary: std::path::absolute(&args.tapdisk)?,
-        run_dir: scratch.path().to_owned(),
-    });
-    let measuring = Measuring {
-        servers: &servers,
-        effort: effort(args, begun),
-        tracer: Tracer::find().await,
-        scratch: scratch.path(),
-    };
-    let image_bytes = if args.quick { 256 << 20 } else { 1 << 30 };
-
-    let mut all = Vec::new();
-    let disk = tempfile::tempdir_in(&args.disk).context("making a folder on the disk")?;
-    images::make_full(&servers, disk.path(), image_bytes).await?;
-    all.extend(measuring.medium(Medium::DiskDirect, disk.path()).await?);
-    images::warm(disk.path(), &[Kind::QemuRaw, Kind::Ours, Kind::QemuVpc])?;
-    all.extend(measuring.medium(Medium::DiskCached, disk.path()).await?);
-    let tmpfs = tempfile::tempdir_in(&args.tmpfs).context("making a folder on the tmpfs")?;
-    images::make_full(&servers, tmpfs.path(), image_bytes).await?;
-    all.extend(measuring.medium(Medium::Tmpfs, tmpfs.path()).await?);
-
-    let disk_name = file_system(&args.disk)?;
-    let mut rows = report::rows(&all, disk_name);
-    rows.extend(memory::measure(&servers, tmpfs.path(), scratch.path()).await?);
-    println!("{}", report::context(&all, disk_name));
-    println!("{}", report::table(&rows));
-    println!(
-        "{} of {} aims met; load {load} at the start, {} at the end; {} s; system calls by {}",
-        rows.iter().filter(|row| row.met).count(),
-        rows.len(),
-        account::load(),
-        begun.elapsed().as_secs(),
-        measuring.tracer.name(),
-    );
-    if let Some(file) = &args.json {
-        let text = serde_json::to_string_pretty(&rows)?;
-        std::fs::write(file, text).with_context(|| format!("writing {}", file.display()))?;
-    }
-    Ok(())
-}
-
-fn effort(args: &Args, begun: Instant) -> Effort {
-    let (rounds, run_ms, limit) = match args.quick {
-        true => (3, 200, Duration::from_secs(120)),
-        false => (7, 2000, Duration::from_secs(3600)),
-    };
-    Effort {
-        quick: args.quick,
-        rounds: args.pairs.unwrap_or(rounds).max(1),
-        run_ms: args.run_ms.unwrap_or(run_ms).max(1),
-        until: begun + limit,
-    }
-}
-
-/// The name of the disk's file system in tables.
-fn file_system(dir: &Path) -> Result<&'static str> {
-    let magic = rustix::fs::statfs(dir)?.f_type;
-    Ok(if magic == EXT4 { "ext4" } else { "disk" })
 }

@@ -1,55 +1,45 @@
 //! Runs the servers in turn and keeps what was measured.
 //!
 //! One round runs each server of a point once, one after the other: A B C, A B C, … A server's
-//! values of the same round are compared, so that a machine that is slow for a while is fair.
+//! values of the same round are compared, so that a machine that is slow for a while is fair. A
+//! peer that has several ways to do its I/O runs in all of them in the first rounds (the heats);
+//! those that win in nothing stay out of the later ones. A round in which others used the machine
+//! is run again, so often.
 
+use crate::account;
 use crate::fio::{Job, Outcome, Until};
-use crate::images::{evict, make_empty, used_bytes};
-use crate::plan::{Amount, EMPTY_BYTES, Image, Medium, Metric, Point};
-use crate::server::{Kind, Server, Servers};
-use crate::stats::Summary;
-use crate::trace::{Counts, Tracer};
-use crate::{account, plan};
+use crate::images::{evict, make_empty, settle, used_bytes};
+use crate::kind::{Family, Kind};
+use crate::machine::{DISTURBED_CORES, Usage};
+use crate::measured::{Measured, Round, Sample};
+use crate::ours::Cache;
+use crate::plan::{Amount, EMPTY_BYTES, Image, Medium, Point};
+use crate::server::{Server, Servers};
+use crate::trace::Tracer;
 use anyhow::{Context, Result};
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::path::Path;
-use std::time::Instant;
+use std::time::Duration;
+
+/// What starting the client, counting and looking around take beside each run.
+const BESIDE: Duration = Duration::from_millis(250);
+
+/// What making an image and starting a server on it take.
+const FRESH: Duration = Duration::from_millis(400);
 
 /// How thorough to be.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Effort {
     pub(crate) quick: bool,
-    pub(crate) rounds: u64,
+    pub(crate) rounds: usize,
+    /// Rounds in which a peer runs in all of its ways.
+    pub(crate) heats: usize,
+    /// Further rounds in which system calls are counted.
+    pub(crate) counted: usize,
+    /// Further rounds a point may have because others used the machine.
+    pub(crate) repeats: usize,
     pub(crate) run_ms: u64,
-    /// After this no further round begins.
-    pub(crate) until: Instant,
-}
-
-/// One run of one server.
-#[derive(Debug, Clone, Copy)]
-struct Sample {
-    outcome: Outcome,
-    cpu_seconds: f64,
-    /// Bytes the image grew by, where it was empty.
-    grown_bytes: Option<u64>,
-    counts: Option<Counts>,
-}
-
-/// All runs of one server at one point.
-#[derive(Debug, Default)]
-pub(crate) struct Series {
-    samples: Vec<Sample>,
-    traced: Option<Sample>,
-    pub(crate) rss_bytes_max: u64,
-}
-
-/// All runs of all servers at one point.
-#[derive(Debug)]
-pub(crate) struct Measured {
-    pub(crate) point: &'static Point,
-    pub(crate) medium: Medium,
-    pub(crate) series: BTreeMap<Kind, Series>,
 }
 
 /// What the measuring needs besides a medium.
@@ -61,73 +51,149 @@ pub(crate) struct Measuring<'a> {
     pub(crate) scratch: &'a Path,
 }
 
+/// Servers that stay up over the points of a medium.
+pub(crate) type Standing = BTreeMap<Kind, Server>;
+
+/// Who runs in the rounds of a point.
+struct Field {
+    kinds: Vec<Kind>,
+    traced: bool,
+}
+
+impl Effort {
+    /// Whether a point is measured on a medium.
+    pub(crate) fn has(&self, point: &Point, medium: Medium) -> bool {
+        let media = if self.quick {
+            point.quick_media
+        } else {
+            point.media
+        };
+        media.contains(&medium)
+    }
+
+    /// How long a point takes, about, without repeats.
+    pub(crate) fn estimate(&self, point: &Point, medium: Medium) -> Duration {
+        let all = self.kinds(point, medium).len();
+        let later = self.rounds.saturating_sub(self.heats);
+        let counted = if point.traced { self.counted } else { 0 };
+        // About one way of each server is left after the heats.
+        let runs = all * self.heats.min(self.rounds) + (later + counted) * point.servers.len();
+        let mut each = BESIDE;
+        each += match point.amount {
+            Amount::Time => Duration::from_millis(self.run_ms),
+            Amount::Requests { .. } => Duration::from_millis(300),
+        };
+        if point.image == Image::Empty {
+            each += FRESH;
+        }
+        each * u32::try_from(runs).unwrap_or(u32::MAX)
+    }
+
+    /// Every server of a point in every way it has there; when it must be quick, in one.
+    fn kinds(&self, point: &Point, medium: Medium) -> Vec<Kind> {
+        let ways = if self.quick { 1 } else { usize::MAX };
+        let families = point.servers.iter();
+        families
+            .flat_map(|family| family.kinds(medium.cache()).into_iter().take(ways))
+            .collect()
+    }
+
+    fn job(&self, point: &Point, round: usize, traced: bool) -> Job {
+        let until = match point.amount {
+            Amount::Time if traced => Until::Time(self.run_ms.div_ceil(2)),
+            Amount::Time => Until::Time(self.run_ms),
+            Amount::Requests { quick, .. } if self.quick => Until::Requests(quick),
+            Amount::Requests { full, .. } => Until::Requests(full),
+        };
+        Job {
+            pattern: point.pattern,
+            direction: point.direction,
+            request_bytes: point.request_bytes,
+            depth: point.depth,
+            clients: point.clients,
+            flush: point.flush,
+            until,
+            seed: round as u64,
+        }
+    }
+}
+
 impl Measuring<'_> {
-    /// Measures every point of a medium whose full images are in `dir`.
+    /// Measures a point on a medium whose full images are in `dir`.
     ///
     /// # Errors
     /// When a server or the client fails.
     ///
     /// # Cancel safety
     /// Safe: what runs is ended.
-    pub(crate) async fn medium(&self, medium: Medium, dir: &Path) -> Result<Vec<Measured>> {
-        let mut standing = BTreeMap::new();
-        let mut all = Vec::new();
-        for point in &plan::POINTS {
-            let media = match self.effort.quick {
-                true => point.quick_media,
-                false => point.media,
-            };
-            if !media.contains(&medium) {
-                continue;
-            }
-            eprintln!("bench: {}: {}", medium.name(), point.work);
-            let measured = self.point(point, medium, dir, &mut standing).await;
-            all.push(measured.with_context(|| format!("{}: {}", medium.name(), point.work))?);
-        }
-        for (_, server) in standing {
-            server.stop().await?;
-        }
-        Ok(all)
-    }
-
-    async fn point(
+    pub(crate) async fn point(
         &self,
         point: &'static Point,
         medium: Medium,
         dir: &Path,
-        standing: &mut BTreeMap<Kind, Server>,
+        standing: &mut Standing,
     ) -> Result<Measured> {
-        let mut measured = Measured {
-            point,
-            medium,
-            series: BTreeMap::new(),
+        let effort = &self.effort;
+        let mut field = Field {
+            kinds: effort.kinds(point, medium),
+            traced: false,
         };
-        // The last round is the one that is traced.
-        let rounds = self.effort.rounds.saturating_add(point.traced.into());
-        for round in 0..rounds {
-            let traced = round == self.effort.rounds;
-            if round > 0 && !traced && Instant::now() > self.effort.until {
-                continue;
+        let mut measured = Measured::new(point, medium);
+        loop {
+            let done = measured.rounds.len();
+            let repeats = measured
+                .disturbed_rounds(DISTURBED_CORES)
+                .min(effort.repeats);
+            if done >= effort.rounds + repeats {
+                break;
             }
-            for kind in point.servers {
-                let job = self.job(point, round);
-                let run = match point.image {
-                    Image::Full => {
-                        self.standing(&job, *kind, medium, dir, standing, traced)
-                            .await
-                    }
-                    Image::Empty => self.fresh(&job, *kind, medium, dir, traced).await,
-                };
-                let (sample, rss_bytes_max) = run.with_context(|| kind.name())?;
-                let series = measured.series.entry(*kind).or_default();
-                series.rss_bytes_max = series.rss_bytes_max.max(rss_bytes_max);
-                match traced {
-                    true => series.traced = Some(sample),
-                    false => series.samples.push(sample),
-                }
+            if done == effort.heats {
+                field.kinds = measured.winners(&field.kinds);
+            }
+            let round = self
+                .round(&field, done, &mut measured, dir, standing)
+                .await?;
+            measured.rounds.push(round);
+        }
+        measured.keep_quietest(effort.rounds);
+        if point.traced {
+            field.traced = true;
+            for number in 0..effort.counted {
+                let round = self
+                    .round(&field, number, &mut measured, dir, standing)
+                    .await?;
+                measured.counted.push(round);
             }
         }
         Ok(measured)
+    }
+
+    async fn round(
+        &self,
+        field: &Field,
+        number: usize,
+        measured: &mut Measured,
+        dir: &Path,
+        standing: &mut Standing,
+    ) -> Result<Round> {
+        let (point, medium) = (measured.point, measured.medium);
+        let job = self.effort.job(point, number, field.traced);
+        let mut round = Round::default();
+        for kind in &field.kinds {
+            let run = match point.image {
+                Image::Full => {
+                    self.standing(&job, *kind, medium, dir, standing, field.traced)
+                        .await
+                }
+                Image::Empty => self.fresh(&job, *kind, medium, dir, field.traced).await,
+            };
+            let (sample, rss_bytes_max) = run.with_context(|| kind.name())?;
+            let rss = measured.rss_bytes_max.entry(*kind).or_default();
+            *rss = rss_bytes_max.max(*rss);
+            round.foreign_cores = round.foreign_cores.max(sample.foreign_cores);
+            round.samples.insert(*kind, sample);
+        }
+        Ok(round)
     }
 
     /// Runs against a server that stays, started at its first run.
@@ -137,11 +203,12 @@ impl Measuring<'_> {
         kind: Kind,
         medium: Medium,
         dir: &Path,
-        standing: &mut BTreeMap<Kind, Server>,
+        standing: &mut Standing,
         traced: bool,
     ) -> Result<(Sample, u64)> {
-        if kind == Kind::NbdkitFile && medium == Medium::DiskDirect {
-            evict(&dir.join(kind.file()))?;
+        let image = dir.join(kind.file());
+        if kind.family == Family::NbdkitFile && medium == Medium::DiskDirect {
+            evict(&image)?;
         }
         let server = match standing.entry(kind) {
             Entry::Occupied(running) => running.into_mut(),
@@ -149,7 +216,12 @@ impl Measuring<'_> {
                 place.insert(self.servers.start(kind, dir, medium.cache()).await?)
             }
         };
-        self.run(job, server, traced).await
+        let run = self.run(job, server, traced).await?;
+        if job.writes() && (medium.cache() == Cache::Page || kind.family == Family::NbdkitFile) {
+            // What it left in the page cache is not to be written while the next one runs.
+            settle(&image)?;
+        }
+        Ok(run)
     }
 
     /// Runs against a server on an image that was just made.
@@ -163,10 +235,18 @@ impl Measuring<'_> {
     ) -> Result<(Sample, u64)> {
         let dir = dir.join("empty");
         std::fs::create_dir_all(&dir)?;
-        make_empty(self.servers, kind, &dir, EMPTY_BYTES).await?;
+        make_empty(self.servers, kind.family, &dir, EMPTY_BYTES).await?;
         let image = dir.join(kind.file());
         let before = used_bytes(&image)?;
         let server = self.servers.start(kind, &dir, medium.cache()).await?;
+        if traced {
+            // Counts are of the work, not of what the first write after opening prepares.
+            let first = Job {
+                until: Until::Requests(1),
+                ..*job
+            };
+            first.run(&server.uri, self.scratch).await?;
+        }
         let run = self.run(job, &server, traced).await?;
         server.stop().await?;
         let (mut sample, rss_bytes_max) = run;
@@ -176,137 +256,86 @@ impl Measuring<'_> {
     }
 
     async fn run(&self, job: &Job, server: &Server, traced: bool) -> Result<(Sample, u64)> {
+        let usage = Usage::now()?;
         let before = account::cpu_seconds(server.pid)?;
-        let (outcome, counts) = if traced {
+        let (outcome, counts): (Outcome, _) = if traced {
             let tracer = self.tracer;
             let run = tracer.run(job, server.pid, &server.uri, self.scratch);
             run.await.map(|(outcome, counts)| (outcome, Some(counts)))?
         } else {
             (job.run(&server.uri, self.scratch).await?, None)
         };
+        let cpu_seconds = account::cpu_seconds(server.pid)? - before;
         let sample = Sample {
             outcome,
-            cpu_seconds: account::cpu_seconds(server.pid)? - before,
+            cpu_seconds,
+            foreign_cores: usage.foreign_cores_since(cpu_seconds)?,
             grown_bytes: None,
             counts,
         };
         Ok((sample, account::rss_bytes_max(server.pid)?))
-    }
-
-    fn job(&self, point: &Point, seed: u64) -> Job {
-        let until = match point.amount {
-            Amount::Time => Until::Time(self.effort.run_ms),
-            Amount::Requests { quick, .. } if self.effort.quick => Until::Requests(quick),
-            Amount::Requests { full, .. } => Until::Requests(full),
-        };
-        Job {
-            pattern: point.pattern,
-            direction: point.direction,
-            request_bytes: point.request_bytes,
-            depth: point.depth,
-            flush: point.flush,
-            until,
-            seed,
-        }
-    }
-}
-
-impl Series {
-    /// One value per round, in order; of the traced run alone where only that one has it.
-    pub(crate) fn values(&self, metric: Metric) -> Vec<f64> {
-        let counted = matches!(metric, Metric::SyscallsPerRequest | Metric::SyncsPerFlush);
-        let from: Vec<&Sample> = match counted {
-            true => self.traced.iter().collect(),
-            false => self.samples.iter().collect(),
-        };
-        from.iter().filter_map(|s| s.value(metric)).collect()
-    }
-
-    /// The middle and the spread of [`Series::values`].
-    pub(crate) fn summary(&self, metric: Metric) -> Option<Summary> {
-        Summary::of(&self.values(metric))
-    }
-
-    /// Median of the slowest hundredth's bound.
-    pub(crate) fn p99_us(&self) -> Option<f64> {
-        let values: Vec<f64> = self.samples.iter().map(|s| s.outcome.p99_us).collect();
-        Summary::of(&values).map(|s| s.median)
-    }
-}
-
-impl Sample {
-    fn value(&self, metric: Metric) -> Option<f64> {
-        let run = &self.outcome;
-        let (requests, bytes) = (run.requests as f64, run.bytes as f64);
-        Some(match metric {
-            Metric::Iops => requests / run.seconds,
-            Metric::MegabytesPerSecond => bytes / run.seconds / 1e6,
-            Metric::CpuPer100k => self.cpu_seconds / requests * 1e5,
-            Metric::CpuPerGib => self.cpu_seconds / bytes * f64::from(1 << 30),
-            Metric::MeanUs => run.mean_us,
-            Metric::P50Us => run.p50_us,
-            Metric::SyscallsPerRequest => self.counts?.syscalls as f64 / requests,
-            Metric::SyncsPerFlush => self.counts?.syncs? as f64 / run.flushes as f64,
-            Metric::KibBeyondData => (self.grown_bytes? as f64 - bytes) / requests / 1024.0,
-        })
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::points::POINTS;
 
-    fn sample(counts: Option<Counts>) -> Sample {
-        Sample {
-            outcome: Outcome {
-                requests: 1000,
-                bytes: 4_096_000,
-                flushes: 125,
-                seconds: 0.5,
-                mean_us: 30.0,
-                p50_us: 29.0,
-                p99_us: 90.0,
-            },
-            cpu_seconds: 0.02,
-            grown_bytes: Some(8_192_000),
-            counts,
+    fn effort(quick: bool) -> Effort {
+        Effort {
+            quick,
+            rounds: 7,
+            heats: 2,
+            counted: 3,
+            repeats: 3,
+            run_ms: 1000,
         }
     }
 
     #[test]
-    fn values_are_per_request_per_second_and_per_byte() {
-        let counts = Counts {
-            syscalls: 250,
-            syncs: Some(250),
-        };
-        let sample = sample(Some(counts));
-        for (metric, expected) in [
-            (Metric::Iops, 2000.0),
-            (Metric::MegabytesPerSecond, 8.192),
-            (Metric::CpuPer100k, 2.0),
-            (Metric::CpuPerGib, 5.24288),
-            (Metric::SyscallsPerRequest, 0.25),
-            (Metric::SyncsPerFlush, 2.0),
-            (Metric::KibBeyondData, 4.0),
-        ] {
-            let value = sample.value(metric).unwrap();
-            assert!((value - expected).abs() < 1e-9, "{metric:?}: {value}");
-        }
+    fn quick_means_one_way_of_each_server() {
+        let [point, ..] = &POINTS;
+        let servers = point.servers.len();
+        assert_eq!(effort(true).kinds(point, Medium::Tmpfs).len(), servers);
+        assert!(effort(false).kinds(point, Medium::Tmpfs).len() > servers);
     }
 
     #[test]
-    fn counts_come_from_the_traced_run_and_times_never_do() {
-        let counts = Counts {
-            syscalls: 250,
-            syncs: None,
-        };
-        let series = Series {
-            samples: vec![sample(None)],
-            traced: Some(sample(Some(counts))),
-            rss_bytes_max: 0,
-        };
-        assert_eq!(series.values(Metric::SyscallsPerRequest), [0.25]);
-        assert!(series.values(Metric::SyncsPerFlush).is_empty());
-        assert_eq!(series.values(Metric::Iops), [2000.0]);
+    fn the_points_of_a_full_run_fit_into_twenty_minutes() {
+        let effort = effort(false);
+        let mut all = Duration::ZERO;
+        for medium in Medium::ALL {
+            let points = POINTS.iter().filter(|point| effort.has(point, medium));
+            all += points
+                .map(|point| effort.estimate(point, medium))
+                .sum::<Duration>();
+        }
+        assert!(all < Duration::from_secs(20 * 60), "{all:?}");
+    }
+
+    #[test]
+    fn every_goal_is_on_a_medium_and_against_a_server_of_its_point() {
+        use crate::plan::Against;
+        for point in &POINTS {
+            for goal in point.goals {
+                let media = goal.media.iter().all(|medium| point.media.contains(medium));
+                assert!(media, "{} {}", goal.id, point.work);
+                assert!(
+                    point.traced || !goal.metric.is_counted(),
+                    "{} {}",
+                    goal.id,
+                    point.work
+                );
+                if let Against::Peer(family) = goal.against {
+                    assert!(
+                        point.servers.contains(&family),
+                        "{} {}",
+                        goal.id,
+                        point.work
+                    );
+                }
+            }
+        }
     }
 }

@@ -3,10 +3,11 @@
 use crate::account::{rss_bytes, rss_bytes_max};
 use crate::fio::{Direction, Flush, Job, Pattern, Until};
 use crate::images::make_empty;
+use crate::kind::Family;
 use crate::ours::Cache;
 use crate::plan::Aim;
-use crate::report::Row;
-use crate::server::{Kind, Servers};
+use crate::row::Row;
+use crate::server::Servers;
 use anyhow::Result;
 use std::path::Path;
 
@@ -23,11 +24,8 @@ const WRITES: u64 = 20_000;
 /// # Cancel safety
 /// Safe: what runs is ended.
 pub(crate) async fn measure(servers: &Servers, dir: &Path, scratch: &Path) -> Result<Vec<Row>> {
-    eprintln!("bench: tmpfs: memory of a disk of 1 TiB");
-    let dir = dir.join("memory");
-    std::fs::create_dir_all(&dir)?;
-    make_empty(servers, Kind::Ours, &dir, DISK_BYTES).await?;
-    let image = dir.join(Kind::Ours.file());
+    make_empty(servers, Family::Ours, dir, DISK_BYTES).await?;
+    let image = dir.join(Family::Ours.file());
     let ours = servers.ours().await?;
     let bare = rss_bytes(ours.pid())?;
     let uri = ours.serve(&image, Cache::Page).await?;
@@ -37,6 +35,7 @@ pub(crate) async fn measure(servers: &Servers, dir: &Path, scratch: &Path) -> Re
         direction: Direction::Write,
         request_bytes: 4096,
         depth: 32,
+        clients: 1,
         flush: Flush::Never,
         until: Until::Requests(WRITES),
         seed: 1,
@@ -48,10 +47,9 @@ pub(crate) async fn measure(servers: &Servers, dir: &Path, scratch: &Path) -> Re
     let row = |what: &str, now: u64, most_mib: f64| {
         let mib = now.saturating_sub(bare) as f64 / f64::from(1 << 20);
         let work = format!("an open disk of 1 TiB, {what}: MiB more than without it");
-        Row::alone("P13", work, "tmpfs", mib, Aim::Most(most_mib))
+        Row::alone("P13", &work, "tmpfs", &[mib], Aim::Most(most_mib))
     };
-    Ok(vec![
-        row("idle", idle, 3.0),
-        row("most after 20,000 random first touches", busy, 8.0),
-    ])
+    let idle = row("idle", idle, 3.0);
+    let busy = row("most after 20,000 random first touches", busy, 8.0);
+    Ok(idle.into_iter().chain(busy).collect())
 }

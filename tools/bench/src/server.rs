@@ -1,5 +1,6 @@
 //! Servers side by side: ours and the peers, each with one disk on a unix socket.
 
+use crate::kind::{Aio, Family, Kind};
 use crate::ours::{Cache, Installed, Ours};
 use crate::process;
 use anyhow::{Context, Result, bail};
@@ -14,51 +15,6 @@ use tokio::process::{Child, Command};
 
 /// How long a server may take to answer its socket.
 const START: Duration = Duration::from_secs(10);
-
-/// Who serves.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(crate) enum Kind {
-    /// `xylem-tapdisk` with a dynamic VHD.
-    Ours,
-    /// `qemu-nbd` with a raw file and libaio (threads where there is a page cache).
-    QemuRaw,
-    /// `qemu-nbd` with a raw file and io_uring.
-    QemuRawUring,
-    /// `qemu-nbd` with a copy of our VHD.
-    QemuVpc,
-    /// `qemu-nbd` with a qcow2.
-    QemuQcow2,
-    /// `nbdkit` with a raw file; it has no `O_DIRECT`: on a disk it starts with nothing
-    /// cached and drops what it read, but its writes stay in the page cache until a flush.
-    NbdkitFile,
-    /// `nbdkit` with nothing: what the protocol costs.
-    NbdkitNull,
-}
-
-impl Kind {
-    /// Its name in tables.
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Self::Ours => "xylem-tapdisk vhd",
-            Self::QemuRaw => "qemu-nbd raw",
-            Self::QemuRawUring => "qemu-nbd raw io_uring",
-            Self::QemuVpc => "qemu-nbd vpc",
-            Self::QemuQcow2 => "qemu-nbd qcow2",
-            Self::NbdkitFile => "nbdkit file",
-            Self::NbdkitNull => "nbdkit null",
-        }
-    }
-
-    /// The file it serves, by the end of its name.
-    pub(crate) fn file(self) -> &'static str {
-        match self {
-            Self::Ours => "ours.vhd",
-            Self::QemuVpc => "peer.vhd",
-            Self::QemuQcow2 => "peer.qcow2",
-            Self::QemuRaw | Self::QemuRawUring | Self::NbdkitFile | Self::NbdkitNull => "peer.raw",
-        }
-    }
-}
 
 /// Starts servers; gives each a socket of its own.
 pub(crate) struct Servers {
@@ -103,7 +59,7 @@ impl Servers {
     /// Safe: what was started is ended.
     pub(crate) async fn start(&self, kind: Kind, dir: &Path, cache: Cache) -> Result<Server> {
         let image = dir.join(kind.file());
-        if kind == Kind::Ours {
+        if kind.family == Family::Ours {
             let ours = self.ours().await?;
             return Ok(Server {
                 pid: ours.pid(),
@@ -165,23 +121,26 @@ impl Server {
 }
 
 fn peer(kind: Kind, image: &Path, socket: &Path, cache: Cache) -> Command {
-    match kind {
-        Kind::NbdkitFile | Kind::NbdkitNull => nbdkit(kind, image, socket, cache),
+    match kind.family {
+        Family::NbdkitFile | Family::NbdkitNull => nbdkit(kind.family, image, socket, cache),
         _ => qemu_nbd(kind, image, socket, cache),
     }
 }
 
 fn qemu_nbd(kind: Kind, image: &Path, socket: &Path, cache: Cache) -> Command {
-    let format = match kind {
-        Kind::QemuVpc => "vpc",
-        Kind::QemuQcow2 => "qcow2",
+    let format = match kind.family {
+        Family::QemuVpc => "vpc",
+        Family::QemuQcow2 => "qcow2",
         _ => "raw",
     };
-    let (mode, aio) = match (cache, kind) {
-        (Cache::Direct, Kind::QemuRawUring) => ("none", "io_uring"),
-        (Cache::Direct, _) => ("none", "native"),
-        (Cache::Page, Kind::QemuRawUring) => ("writeback", "io_uring"),
-        (Cache::Page, _) => ("writeback", "threads"),
+    let mode = match cache {
+        Cache::Direct => "none",
+        Cache::Page => "writeback",
+    };
+    let aio = match kind.aio {
+        Aio::Native => "native",
+        Aio::Uring => "io_uring",
+        Aio::Threads | Aio::Own => "threads",
     };
     let file = escaped(image);
     let mut command = Command::new("qemu-nbd");
@@ -190,19 +149,19 @@ fn qemu_nbd(kind: Kind, image: &Path, socket: &Path, cache: Cache) -> Command {
         .arg(format!("--cache={mode}"))
         .arg(format!("--aio={aio}"))
         .arg(format!("--socket={}", socket.display()))
-        // Two servers have the raw file open at a time; only one of them is asked.
+        // Several servers have a file open at a time; only one of them is asked.
         .arg(format!(
             "driver={format},file.driver=file,file.locking=off,file.filename={file}"
         ));
     command
 }
 
-fn nbdkit(kind: Kind, image: &Path, socket: &Path, cache: Cache) -> Command {
+fn nbdkit(family: Family, image: &Path, socket: &Path, cache: Cache) -> Command {
     let mut command = Command::new("nbdkit");
     command
         .args(["--foreground", "--exit-with-parent", "--unix"])
         .arg(socket);
-    if kind == Kind::NbdkitNull {
+    if family == Family::NbdkitNull {
         command.args(["null", "size=1G"]);
         return command;
     }

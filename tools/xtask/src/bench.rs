@@ -11,12 +11,25 @@ use std::path::PathBuf;
 pub(crate) struct Options {
     /// What to measure
     what: What,
-    /// Write the rows to this file: id, work, medium, ours, peer, peer_name, ratio, aim, met
+    /// Write the rows to this file, as they come: id, work, medium, ours, peer, peer_name, ratio,
+    /// aim, met, and spreads
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// 3 short pairs per point instead of 7 longer ones, under 3 minutes
+    /// Go on from what the JSON file holds
+    #[arg(long, requires = "json")]
+    resume: bool,
+    /// 2 short pairs per point instead of 7 longer ones, of each peer the first way only
     #[arg(long)]
     quick: bool,
+    /// Only these ids, such as P1,P3
+    #[arg(long, value_name = "IDS")]
+    only: Option<String>,
+    /// Only these media: direct, cached, tmpfs
+    #[arg(long, value_name = "MEDIA")]
+    medium: Option<String>,
+    /// Pairs per point
+    #[arg(long, value_name = "COUNT")]
+    pairs: Option<u32>,
 }
 
 /// What can be measured.
@@ -35,9 +48,10 @@ pub(crate) fn bench(options: &Options) -> Result<()> {
 
 fn datapath(options: &Options) -> Result<()> {
     setup::bench_packages()?;
-    let packages = ["--package", "tapdisk", "--package", "bench"];
     let mut build = cargo(&["build", "--release", "--locked", "--bins"]);
-    build.args(packages);
+    for package in ["tapdisk", "bench"] {
+        build.args(["--package", package]);
+    }
     run(build)?;
     let release = target().join("release");
     let mut bench = command(&release.join("xylem-bench").to_string_lossy(), &[]);
@@ -46,8 +60,20 @@ fn datapath(options: &Options) -> Result<()> {
         .arg(release.join("xylem-tapdisk"))
         .arg("--disk")
         .arg(target());
-    if options.quick {
-        bench.arg("--quick");
+    for (name, wanted) in [("--quick", options.quick), ("--resume", options.resume)] {
+        if wanted {
+            bench.arg(name);
+        }
+    }
+    let pairs = options.pairs.map(|pairs| pairs.to_string());
+    for (name, value) in [
+        ("--only", &options.only),
+        ("--medium", &options.medium),
+        ("--pairs", &pairs),
+    ] {
+        if let Some(value) = value {
+            bench.args([name, value]);
+        }
     }
     if let Some(file) = &options.json {
         // The command runs in the root of the checkout, the name is meant from here.

@@ -27,6 +27,7 @@ const BENCH_PROGRAMS: &[(&str, &str)] = &[
     ("nbdcopy", "libnbd-bin"),
     ("qemu-nbd", "qemu-utils"),
     ("nbdkit", "nbdkit"),
+    ("perf", "linux-perf"),
     ("strace", "strace"),
 ];
 

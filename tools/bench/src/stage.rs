@@ -1,0 +1,131 @@
+//! The stages of a run, in order: every point of fio on every medium, then the experiments.
+
+use crate::measure::Effort;
+use crate::plan::{Medium, Point};
+use crate::points::POINTS;
+use std::time::Duration;
+
+/// One part of a run, after which there are rows.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Stage {
+    /// The servers at one kind of work.
+    Point(&'static Point, Medium),
+    Experiment(Experiment, Medium),
+}
+
+/// What needs more than servers and fio.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Experiment {
+    /// P13.
+    Memory,
+}
+
+impl Experiment {
+    const ALL: [(Self, &'static [Medium]); 1] = [(Self::Memory, &[Medium::Tmpfs])];
+
+    fn id(self) -> &'static str {
+        match self {
+            Self::Memory => "P13",
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Memory => "memory of a disk of 1 TiB",
+        }
+    }
+
+    fn seconds(self, quick: bool) -> u64 {
+        match (self, quick) {
+            (Self::Memory, _) => 3,
+        }
+    }
+}
+
+impl Stage {
+    /// All of them, in order.
+    pub(crate) fn all(effort: &Effort) -> Vec<Self> {
+        let mut all = Vec::new();
+        for medium in Medium::ALL {
+            let points = POINTS.iter().filter(|point| effort.has(point, medium));
+            all.extend(points.map(|point| Self::Point(point, medium)));
+        }
+        for (experiment, media) in Experiment::ALL {
+            all.extend(
+                media
+                    .iter()
+                    .map(|medium| Self::Experiment(experiment, *medium)),
+            );
+        }
+        all
+    }
+
+    /// For progress, and in the file to go on from.
+    pub(crate) fn name(self) -> String {
+        match self {
+            Self::Point(point, medium) => format!("{}: {}", medium.name(), point.work),
+            Self::Experiment(experiment, medium) => {
+                format!("{}: {}", medium.name(), experiment.name())
+            }
+        }
+    }
+
+    pub(crate) fn medium(self) -> Medium {
+        match self {
+            Self::Point(_, medium) | Self::Experiment(_, medium) => medium,
+        }
+    }
+
+    /// Whether it makes a row of an id that is wanted.
+    pub(crate) fn serves(self, wants: impl Fn(&str) -> bool) -> bool {
+        match self {
+            Self::Point(point, medium) => {
+                let goals = point
+                    .goals
+                    .iter()
+                    .filter(|goal| goal.media.contains(&medium));
+                goals.into_iter().any(|goal| wants(goal.id))
+            }
+            Self::Experiment(experiment, _) => wants(experiment.id()),
+        }
+    }
+
+    /// How long it takes, about, on a quiet machine.
+    pub(crate) fn estimate(self, effort: &Effort) -> Duration {
+        match self {
+            Self::Point(point, medium) => effort.estimate(point, medium),
+            Self::Experiment(experiment, _) => {
+                Duration::from_secs(experiment.seconds(effort.quick))
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    const FULL: Effort = Effort {
+        quick: false,
+        rounds: 7,
+        heats: 2,
+        counted: 3,
+        repeats: 3,
+        run_ms: 1000,
+    };
+
+    #[test]
+    fn no_two_stages_have_one_name() {
+        let all = Stage::all(&FULL);
+        let names: BTreeSet<String> = all.iter().map(|stage| stage.name()).collect();
+        assert_eq!(names.len(), all.len());
+    }
+
+    #[test]
+    fn a_full_run_takes_twenty_five_minutes_at_most() {
+        let all = Stage::all(&FULL);
+        let sum: Duration = all.iter().map(|stage| stage.estimate(&FULL)).sum();
+        assert!(sum <= Duration::from_secs(25 * 60), "{sum:?}");
+    }
+}
