@@ -14,18 +14,19 @@
 //! * [`Client`] is one connection to one process. Every call has a deadline, and a process that
 //!   dies turns every call into [`ErrorKind::Gone`].
 //! * [`nbd`] is a client for what a process serves, for exports, imports and copies.
-//! * [`codec`] is the framing that both ends use.
+//! * [`codec`] is the framing that both ends use; [`histogram`] what latencies are counted in.
 
 #![forbid(unsafe_code)]
 
 mod client;
 pub mod codec;
+pub mod histogram;
 pub mod nbd;
 pub mod protocol;
 mod supervisor;
 
 pub use client::{CALL_DEADLINE, Client, HELLO_DEADLINE, NewImage};
 pub use protocol::{
-    Access, DiskState, Error, ErrorKind, Extent, Format, ImageInfo, Reply, Request,
+    Access, DiskSettings, DiskState, Error, ErrorKind, Extent, Format, ImageInfo, Reply, Request,
 };
 pub use supervisor::{Supervisor, SupervisorConfig, listen};

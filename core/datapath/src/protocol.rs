@@ -1,5 +1,9 @@
 //! The messages.
 
+mod disk;
+
+pub use disk::{DiskLatencies, DiskSettings, DiskStats, Limit, Limits};
+
 use serde::{Deserialize, Serialize};
 use units::{DpId, RequestId};
 use uuid::Uuid;
@@ -97,6 +101,9 @@ pub enum Request {
         extent: Extent,
         /// Whether the leaf takes writes.
         access: Access,
+        /// How it behaves; a disk that is open already takes them over.
+        #[serde(default)]
+        settings: DiskSettings,
     },
     /// Serves an open disk over NBD on a listening unix socket (one descriptor). Idempotent: a
     /// disk that is served already takes the new listener in place of the old one, and clients
@@ -147,6 +154,18 @@ pub enum Request {
     },
     /// Every disk with its state and statistics.
     List,
+    /// Latencies of one disk.
+    Stats {
+        /// The datapath's name.
+        disk: DpId,
+    },
+    /// Changes a disk's limits while it is in use; requests in flight are not affected.
+    SetLimits {
+        /// The datapath's name.
+        disk: DpId,
+        /// All of its limits from now on.
+        limits: Limits,
+    },
     /// Ends the process once no disk is open; refused with `busy` before.
     Exit,
     /// Writes a new VHD into an empty container (one descriptor). Idempotent: a container that holds
@@ -198,6 +217,8 @@ impl Request {
             Self::Thaw { .. } => "thaw",
             Self::Resize { .. } => "resize",
             Self::List => "list",
+            Self::Stats { .. } => "stats",
+            Self::SetLimits { .. } => "set-limits",
             Self::Exit => "exit",
             Self::ImageCreate { .. } => "image-create",
             Self::ImageQuery { .. } => "image-query",
@@ -222,13 +243,15 @@ pub enum Reply {
     },
     /// It is done.
     Done,
-    /// To `Open`, `Snapshot`, `Resize`.
-    Disk(DiskState),
+    /// To `Open`, `Snapshot`, `Resize`, `SetLimits`.
+    Disk(Box<DiskState>),
     /// To `List`.
     Disks {
         /// In order of their names.
         disks: Vec<DiskState>,
     },
+    /// To `Stats`.
+    Stats(Box<DiskLatencies>),
     /// To `ImageCreate`, `ImageQuery`, `ImageResize`.
     Image(ImageInfo),
 }
@@ -250,25 +273,9 @@ pub struct DiskState {
     pub poisoned: Option<String>,
     /// Counts since it was opened.
     pub stats: DiskStats,
-}
-
-/// Counts since a disk was opened; never reset, so that readers take differences.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct DiskStats {
-    /// Read requests finished.
-    pub reads: u64,
-    /// Bytes read by clients.
-    pub read_bytes: u64,
-    /// Write, write-zeroes and trim requests finished.
-    pub writes: u64,
-    /// Bytes written by clients.
-    pub write_bytes: u64,
-    /// Flushes finished.
-    pub flushes: u64,
-    /// Requests that ended with an error.
-    pub errors: u64,
-    /// Requests in flight now.
-    pub in_flight: u32,
+    /// How it behaves.
+    #[serde(default)]
+    pub settings: DiskSettings,
 }
 
 /// Why a request did not work.

@@ -12,7 +12,8 @@
 //! ```
 //!
 //! # What an answer promises
-//! A write is answered when its data is in the file. Bitmaps and BAT stay in memory until a flush,
+//! A write is answered when its data is in the file (with [`Config::write_through`] when it is
+//! durable). Bitmaps and BAT stay in memory until a flush,
 //! which takes two barriers however much is dirty (see `flush.rs`). What the disk holds after a
 //! crash at any point is for each sector a value that was current at or after the last answered
 //! flush, never a third value and never what lies in the file from before. After a failed
@@ -28,6 +29,7 @@ mod cache;
 mod flush;
 mod intake;
 mod layer;
+mod limits;
 mod live;
 mod load;
 mod map;
@@ -36,6 +38,7 @@ mod request;
 mod reserve;
 mod slab;
 mod state;
+mod stats;
 mod status;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
@@ -48,7 +51,7 @@ pub use layer::{LayerImage, LayerSpec};
 pub use request::{Done, Error, ErrorKind, Extent, ExtentState, Finished, LiveOp, Request, Ticket};
 
 use block::{BlockIo, Buffer, BufferPool, Completion, Op, Wait};
-use datapath::protocol::{Access, DiskStats};
+use datapath::protocol::Access;
 use layer::Layer;
 use load::Loading;
 use map::{Map, Piece};
@@ -77,6 +80,8 @@ pub struct Config {
     pub tag: u16,
     /// Whether the leaf takes writes.
     pub access: Access,
+    /// Whether a change is answered only when it is durable, for front ends without flush.
+    pub write_through: bool,
 }
 
 /// One open disk.
@@ -104,7 +109,8 @@ pub struct Engine {
     touched: bool,
     held: VecDeque<Held>,
     poisoned: Option<String>,
-    stats: DiskStats,
+    stats: stats::Stats,
+    throttle: limits::Throttle,
     /// Scratch of `resolve`, kept for its memory.
     pieces: Vec<Piece>,
     zeros: Option<block::SharedBuffer>,
@@ -155,7 +161,8 @@ impl Engine {
             touched: false,
             held: VecDeque::new(),
             poisoned: None,
-            stats: DiskStats::default(),
+            stats: stats::Stats::default(),
+            throttle: limits::Throttle::default(),
             pieces: Vec::new(),
             zeros: None,
         })
@@ -186,13 +193,25 @@ impl Engine {
             .collect()
     }
 
-    /// Counts since the disk was opened.
-    pub fn stats(&self) -> DiskStats {
-        let in_flight = self.requests.len().saturating_add(self.held.len());
-        DiskStats {
-            in_flight: u32::try_from(in_flight).unwrap_or(u32::MAX),
-            ..self.stats
-        }
+    /// Whether a change is answered only when it is durable.
+    pub fn is_write_through(&self) -> bool {
+        self.config.write_through
+    }
+
+    /// Changes that; requests in flight are not affected.
+    pub fn set_write_through(&mut self, write_through: bool) {
+        self.config.write_through = write_through;
+    }
+
+    /// When the engine must hear of the time although nothing else happens; see
+    /// [`Engine::set_now`].
+    pub fn wake_at_us(&self) -> Option<u64> {
+        let stands_still = self.held.is_empty() || self.frozen || self.live.is_some();
+        self.throttle.wake_at_us().filter(|_| !stands_still)
+    }
+
+    fn wake(&mut self) {
+        self.release_held();
     }
 
     /// Why nothing that changes the disk works any more.
@@ -230,6 +249,9 @@ impl Engine {
 
     /// The next operation to be performed, if any. Drain it after each `submit` and `complete`.
     pub fn next_op(&mut self) -> Option<Op> {
+        if self.outbox.is_empty() {
+            self.start_due_flush();
+        }
         self.outbox.pop_front()
     }
 

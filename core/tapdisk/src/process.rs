@@ -26,6 +26,7 @@ mod reactor;
 pub mod arguments;
 pub mod sandbox;
 
+use crate::engine::Engine;
 use control::Control;
 use datapath::protocol::{Error, Reply};
 use disk::{Disk, LiveOutcome};
@@ -104,6 +105,8 @@ pub struct Process {
     life: Life,
     /// Since when there is neither a disk nor a control connection.
     idle_since: Option<Instant>,
+    /// What engines count their time from.
+    started: Instant,
 }
 
 impl Process {
@@ -135,6 +138,7 @@ impl Process {
             last_number: 0,
             life: Life::Serving,
             idle_since: None,
+            started: Instant::now(),
         })
     }
 
@@ -144,8 +148,8 @@ impl Process {
     /// When the ring broke; the images are then as after a power failure.
     pub fn run(mut self) -> io::Result<Ending> {
         let (mut done, mut ready, mut outcomes) = (Vec::new(), Vec::new(), Vec::new());
+        let mut now = Instant::now();
         loop {
-            let now = Instant::now();
             let more = self.work(now, &mut outcomes) | self.send_answers();
             if let Some(ending) = self.ending(now) {
                 return Ok(ending);
@@ -156,7 +160,11 @@ impl Process {
                 (false, true) => Some(TICK),
                 (false, false) => None,
             };
+            let timeout = self.until_wake(now).into_iter().chain(timeout).min();
             self.reactor.wait(timeout, &mut done, &mut ready)?;
+            // The only look at the clock in a turn.
+            now = Instant::now();
+            self.tell_time(now);
             for completion in done.drain(..) {
                 let tag = u16::try_from(completion.token >> TAG_SHIFT).unwrap_or_default();
                 let disk = self.tags.get(&tag).and_then(|id| self.disks.get_mut(id));
@@ -284,6 +292,22 @@ impl Process {
             by_clock |= disk.watch(&mut self.reactor)?;
         }
         Ok(by_clock)
+    }
+
+    /// How long until some engine must hear of the time.
+    fn until_wake(&self, now: Instant) -> Option<Duration> {
+        let engines = self.disks.values().map(|disk| &disk.engine);
+        let at_us = engines.filter_map(Engine::wake_at_us).min()?;
+        let at = self.started + Duration::from_micros(at_us);
+        Some(at.saturating_duration_since(now))
+    }
+
+    fn tell_time(&mut self, now: Instant) {
+        let passed = now.saturating_duration_since(self.started);
+        let now_us = u64::try_from(passed.as_micros()).unwrap_or(u64::MAX);
+        for disk in self.disks.values_mut() {
+            disk.engine.set_now(now_us);
+        }
     }
 
     /// Whether it is time to end, and how.

@@ -2,7 +2,8 @@
 
 use super::{Client, unexpected};
 use crate::protocol::{
-    Access, DiskState, Error, Extent, Format, ImageInfo, ParentRef, Reply, Request,
+    Access, DiskLatencies, DiskSettings, DiskState, Error, Extent, Format, ImageInfo, Limits,
+    ParentRef, Reply, Request,
 };
 use std::os::fd::OwnedFd;
 use units::{DpId, RequestId};
@@ -25,7 +26,7 @@ pub struct NewImage {
 
 /// One method per operation; each has the errors and cancel safety of [`Client::call`].
 impl Client {
-    /// Opens a chain, leaf first.
+    /// Opens a chain, leaf first, with the settings it has by default.
     ///
     /// # Errors
     /// As [`Client::call`].
@@ -37,12 +38,31 @@ impl Client {
         extent: Extent,
         access: Access,
     ) -> Result<DiskState, Error> {
+        let settings = DiskSettings::default();
+        self.open_with(request_id, disk, layers, extent, access, settings)
+            .await
+    }
+
+    /// Opens a chain, leaf first.
+    ///
+    /// # Errors
+    /// As [`Client::call`].
+    pub async fn open_with(
+        &self,
+        request_id: &RequestId,
+        disk: &DpId,
+        layers: Vec<(Format, OwnedFd)>,
+        extent: Extent,
+        access: Access,
+        settings: DiskSettings,
+    ) -> Result<DiskState, Error> {
         let (layers, fds) = layers.into_iter().unzip();
         let request = Request::Open {
             disk: disk.clone(),
             layers,
             extent,
             access,
+            settings,
         };
         self.disk("open", request_id, request, fds).await
     }
@@ -173,6 +193,35 @@ impl Client {
         }
     }
 
+    /// Latencies of one disk.
+    ///
+    /// # Errors
+    /// As [`Client::call`].
+    pub async fn stats(&self, request_id: &RequestId, disk: &DpId) -> Result<DiskLatencies, Error> {
+        let request = Request::Stats { disk: disk.clone() };
+        match self.call(request_id, request, vec![]).await? {
+            Reply::Stats(latencies) => Ok(*latencies),
+            other => Err(unexpected("stats", &other)),
+        }
+    }
+
+    /// Changes the limits of a disk in use.
+    ///
+    /// # Errors
+    /// As [`Client::call`].
+    pub async fn set_limits(
+        &self,
+        request_id: &RequestId,
+        disk: &DpId,
+        limits: Limits,
+    ) -> Result<DiskState, Error> {
+        let request = Request::SetLimits {
+            disk: disk.clone(),
+            limits,
+        };
+        self.disk("set-limits", request_id, request, vec![]).await
+    }
+
     /// Ends the process; `Busy` while it has disks.
     ///
     /// # Errors
@@ -284,7 +333,7 @@ impl Client {
         fds: Vec<OwnedFd>,
     ) -> Result<DiskState, Error> {
         match self.call(request_id, request, fds).await? {
-            Reply::Disk(state) => Ok(state),
+            Reply::Disk(state) => Ok(*state),
             other => Err(unexpected(op, &other)),
         }
     }

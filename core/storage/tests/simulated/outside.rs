@@ -339,6 +339,7 @@ impl Outside {
             serving: Some(disk.to_string()),
             poisoned: None,
             stats: datapath::protocol::DiskStats::default(),
+            settings: datapath::DiskSettings::default(),
         })
     }
 

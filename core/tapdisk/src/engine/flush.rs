@@ -12,7 +12,9 @@
 //! durable bit has durable data behind it and a durable BAT entry a durable bitmap, and a crash in
 //! between leaves the state of the last flush. With nothing dirty there is one barrier.
 //!
-//! Who comes while a flush runs waits for the next one. A barrier that fails poisons the disk.
+//! Who comes while a flush runs waits for the next one. A flush starts when the loop asks for
+//! operations and there are no others, so all who came in one turn share it: requests to flush,
+//! writes with FUA, and in write-through mode every change. A barrier that fails poisons the disk.
 
 use super::Engine;
 use super::request::Error;
@@ -87,13 +89,27 @@ impl Engine {
     /// Answers the request after a flush that starts from now on.
     pub(super) fn want_flush(&mut self, index: u32) {
         self.flush.wanted.push(index);
-        if self.flush.is_idle() {
+        if self.flush.is_idle() && self.nothing_to_flush() {
+            self.start_flush();
+        }
+    }
+
+    /// A flush would end at once: all is durable, or nothing will ever be.
+    fn nothing_to_flush(&self) -> bool {
+        self.flush.dirty.is_empty() && !self.flush.volatile || self.poisoned.is_some()
+    }
+
+    /// Starts the flush that somebody waits for, if none is under way.
+    pub(super) fn start_due_flush(&mut self) {
+        if self.flush.is_idle() && !self.flush.wanted.is_empty() {
             self.start_flush();
         }
     }
 
     fn start_flush(&mut self) {
         self.flush.answering = std::mem::take(&mut self.flush.wanted);
+        let merged = self.flush.answering.len().saturating_sub(1) as u64;
+        self.stats.counts.flushes_merged += merged;
         if let Some(error) = self.poison_error() {
             return self.end_flush(Some(error));
         }
@@ -254,8 +270,8 @@ impl Engine {
                 self.finish(index);
             }
         }
-        if !self.flush.wanted.is_empty() && self.flush.is_idle() {
-            self.start_flush();
+        if self.nothing_to_flush() {
+            self.start_due_flush();
         }
     }
 

@@ -7,6 +7,17 @@ use super::{Engine, REQUEST_BYTES_MAX, REQUESTS_MAX};
 use datapath::protocol::Access;
 use units::SECTOR_BYTES;
 
+/// What keeps a request from beginning.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Gate {
+    /// Nothing.
+    Open,
+    /// Something that the requests behind it may pass.
+    Wait,
+    /// Something that everything behind it waits for too.
+    Shut,
+}
+
 impl Engine {
     /// Takes a request in. It may be finished at once; see [`Engine::next_finished`].
     pub fn submit(&mut self, ticket: Ticket, request: Request) {
@@ -14,32 +25,66 @@ impl Engine {
             let error = Error::new(ErrorKind::Closed, "the disk is closed");
             return self.answer(ticket, Err(error));
         }
-        if self.requests.len().saturating_add(self.held.len()) >= REQUESTS_MAX {
+        if self.requests_in_flight() >= REQUESTS_MAX {
             let text = format!("{REQUESTS_MAX} requests are in flight");
             return self.answer(ticket, Err(Error::new(ErrorKind::Busy, text)));
         }
         if let Err(error) = self.check(&request) {
             return self.answer(ticket, Err(error));
         }
-        if self.frozen || self.live.is_some() {
-            self.held.push_back(Held { ticket, request });
+        let since_us = self.stats.now_us;
+        if self.gate(&request, self.held.is_empty()) == Gate::Open {
+            self.begin(ticket, request, since_us);
         } else {
-            self.begin(ticket, request);
+            self.held.push_back(Held {
+                ticket,
+                request,
+                since_us,
+            });
+        }
+        self.stats.submitted(self.requests_in_flight());
+    }
+
+    /// Lets held requests go as far as possible, in order: after a thaw, a live operation, a pause,
+    /// or when there are tokens.
+    pub(super) fn release_held(&mut self) {
+        let mut at = 0;
+        while let Some(held) = self.held.get(at) {
+            if self.closed {
+                let error = Error::new(ErrorKind::Closed, "the disk is closed");
+                let ticket = held.ticket;
+                self.held.remove(at);
+                self.answer(ticket, Err(error));
+                continue;
+            }
+            let Some(held) = self.held.remove(at) else {
+                return;
+            };
+            match self.gate(&held.request, true) {
+                Gate::Open => self.begin(held.ticket, held.request, held.since_us),
+                gate => {
+                    self.held.insert(at, held);
+                    if gate == Gate::Shut {
+                        return;
+                    }
+                    at += 1;
+                }
+            }
         }
     }
 
-    /// Lets held requests go, after a thaw or a live operation.
-    pub(super) fn release_held(&mut self) {
-        while !self.frozen
-            && self.live.is_none()
-            && let Some(Held { ticket, request }) = self.held.pop_front()
-        {
-            if self.closed {
-                let error = Error::new(ErrorKind::Closed, "the disk is closed");
-                self.answer(ticket, Err(error));
+    /// Whether a request may begin; takes its tokens if so. `first` when nothing waits before it.
+    fn gate(&mut self, request: &Request, first: bool) -> Gate {
+        if self.frozen || self.live.is_some() {
+            Gate::Shut
+        } else if first || matches!(request, Request::Flush) {
+            if self.take_tokens(request) {
+                Gate::Open
             } else {
-                self.begin(ticket, request);
+                Gate::Shut
             }
+        } else {
+            Gate::Wait
         }
     }
 
@@ -47,7 +92,9 @@ impl Engine {
         let (offset, len, change) = match request {
             Request::Read { offset, len_bytes } => (*offset, u64::from(*len_bytes), false),
             Request::Write { offset, data, .. } => (*offset, data.len() as u64, true),
-            Request::Trim { offset, len_bytes }
+            Request::Trim {
+                offset, len_bytes, ..
+            }
             | Request::WriteZeroes {
                 offset, len_bytes, ..
             } => (*offset, *len_bytes, true),
@@ -77,11 +124,12 @@ impl Engine {
         Ok(())
     }
 
-    fn begin(&mut self, ticket: Ticket, request: Request) {
+    fn begin(&mut self, ticket: Ticket, request: Request, since_us: u64) {
         let is_change = !matches!(request, Request::Read { .. } | Request::BlockStatus { .. });
         if is_change && let Some(error) = self.poison_error() {
             return self.answer(ticket, Err(error));
         }
+        let write_through = self.config.write_through;
         let kind = match request {
             Request::Read { offset, len_bytes } => {
                 let buffer = self.pool.take(len_bytes as usize);
@@ -95,16 +143,20 @@ impl Engine {
                 Kind::Write {
                     span,
                     data: data.share(),
-                    fua,
+                    fua: fua || write_through,
                 }
             }
-            Request::Trim { offset, len_bytes } => {
+            Request::Trim {
+                offset,
+                len_bytes,
+                fua,
+            } => {
                 let span = Span::of(offset, len_bytes);
                 Kind::Zero {
                     span,
                     trim: true,
                     may_trim: true,
-                    fua: false,
+                    fua: fua || write_through,
                 }
             }
             Request::WriteZeroes {
@@ -116,7 +168,7 @@ impl Engine {
                 span: Span::of(offset, len_bytes),
                 trim: false,
                 may_trim,
-                fua,
+                fua: fua || write_through,
             },
             Request::BlockStatus {
                 offset,
@@ -139,6 +191,7 @@ impl Engine {
             kind,
             pending: 1,
             error: None,
+            since_us,
         });
         self.start_request(index);
     }

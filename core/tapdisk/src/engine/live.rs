@@ -46,11 +46,15 @@ impl Engine {
         if let Err(error) = self.check_live(&op) {
             return self.answer(ticket, Err(error));
         }
+        if matches!(op, LiveOp::Close) {
+            self.lift_limits();
+        }
         let active = Active {
             ticket,
             kind: Kind::Live,
             pending: 1,
             error: None,
+            since_us: self.stats.now_us,
         };
         let request = self.requests.insert(active);
         self.live = Some(Live {

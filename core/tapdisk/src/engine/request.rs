@@ -35,6 +35,8 @@ pub enum Request {
         offset: u64,
         /// How much.
         len_bytes: u64,
+        /// Whether to answer only once it is durable.
+        fua: bool,
     },
     /// Makes the range read as zeros.
     WriteZeroes {

@@ -42,6 +42,8 @@ pub(super) struct Active {
     /// Parts and operations that are not finished, and one while parts are still being started.
     pub(super) pending: u32,
     pub(super) error: Option<Error>,
+    /// When it came in.
+    pub(super) since_us: u64,
 }
 
 /// Changes of one range.
@@ -85,6 +87,8 @@ pub(super) enum Kind {
 pub(super) struct Held {
     pub(super) ticket: Ticket,
     pub(super) request: Request,
+    /// When it came in.
+    pub(super) since_us: u64,
 }
 
 /// What an operation on a file was for.
@@ -144,15 +148,19 @@ impl Engine {
             ticket,
             kind,
             error,
+            since_us,
             ..
         }) = self.requests.remove(index)
         else {
             return;
         };
         let failed = error.is_some();
+        if !failed {
+            self.stats.worked(&kind, since_us);
+        }
         let mut done = Done::Ok;
         match kind {
-            Kind::Read { span, buffer } => {
+            Kind::Read { buffer, .. } => {
                 if let Some(buffer) = buffer {
                     if failed {
                         self.pool.give(buffer);
@@ -160,21 +168,8 @@ impl Engine {
                         done = Done::Data(buffer);
                     }
                 }
-                if !failed {
-                    self.stats.reads += 1;
-                    self.stats.read_bytes = self.stats.read_bytes.saturating_add(span.len_bytes());
-                }
             }
-            Kind::Write { span, data, .. } => {
-                self.recycle(data);
-                if !failed {
-                    self.stats.writes += 1;
-                    self.stats.write_bytes =
-                        self.stats.write_bytes.saturating_add(span.len_bytes());
-                }
-            }
-            Kind::Zero { .. } if !failed => self.stats.writes += 1,
-            Kind::Flush if !failed => self.stats.flushes += 1,
+            Kind::Write { data, .. } => self.recycle(data),
             Kind::Status { extents, .. } => done = Done::Extents(extents),
             Kind::Zero { .. } | Kind::Flush | Kind::Live => {}
         }
@@ -185,7 +180,7 @@ impl Engine {
     /// Puts an answer where [`Engine::next_finished`] finds it.
     pub(super) fn answer(&mut self, ticket: Ticket, result: Result<Done, Error>) {
         if result.is_err() {
-            self.stats.errors += 1;
+            self.stats.counts.errors += 1;
         }
         self.finished.push_back(Finished { ticket, result });
     }
@@ -199,6 +194,9 @@ impl Engine {
 
     /// Queues an operation on a file.
     pub(super) fn emit(&mut self, file: FileId, action: Action, context: Context) {
+        let counts = &mut self.stats.counts;
+        counts.file_ops += 1;
+        counts.barriers += u64::from(matches!(action, Action::Fdatasync));
         let index = self.contexts.insert(context);
         let token = (u64::from(self.config.tag) << TOKEN_BITS) | u64::from(index);
         self.outbox.push_back(Op {
@@ -238,6 +236,9 @@ impl Engine {
             }
             Context::FlushSync => self.flush_sync_done(result),
             Context::Step => self.step_done(result),
+        }
+        if self.poisoned.is_some() {
+            self.start_due_flush();
         }
         self.go_on_with_live();
     }

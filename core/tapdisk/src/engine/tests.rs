@@ -5,7 +5,9 @@ mod crash;
 mod facts;
 mod faults;
 mod files;
+mod limits;
 mod live;
 mod random;
+mod write_through;
 
 use super::testing::{model, power, rig};

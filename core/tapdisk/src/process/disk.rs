@@ -7,7 +7,7 @@ use crate::engine::{self, Done, Engine, Finished, LiveOp, Request, Ticket};
 use crate::frontend::{Answer, BlockRun, Buffers, Errno, Failure, Job, Slot, Work};
 use crate::nbd::Export;
 use block::{Buffer, FileId};
-use datapath::protocol::{Access, DiskState, Extent};
+use datapath::protocol::{Access, DiskSettings, DiskState, Extent};
 use std::collections::{BTreeMap, HashMap};
 use std::os::fd::AsFd;
 use std::time::Instant;
@@ -44,12 +44,8 @@ struct Served {
 /// What a ticket is for.
 #[derive(Debug)]
 enum Pending {
-    /// A client's request; `then_flush` for FUA where the engine has none.
-    Client {
-        client: Key,
-        slot: Slot,
-        then_flush: bool,
-    },
+    /// A client's request.
+    Client { client: Key, slot: Slot },
     /// An operation of the process, by its own number.
     Live(u64),
 }
@@ -108,7 +104,23 @@ impl Disk {
             serving: self.served.as_ref().map(|served| served.export.clone()),
             poisoned: self.engine.poisoned().map(str::to_owned),
             stats: self.engine.stats(),
+            settings: self.settings(),
         }
+    }
+
+    /// How it behaves.
+    fn settings(&self) -> DiskSettings {
+        DiskSettings {
+            limits: self.engine.limits(),
+            write_through: self.engine.is_write_through(),
+        }
+    }
+
+    /// Makes it behave so; all of it or, after an error, none.
+    pub(super) fn set_settings(&mut self, settings: DiskSettings) -> Result<(), engine::Error> {
+        self.engine.set_limits(settings.limits)?;
+        self.engine.set_write_through(settings.write_through);
+        Ok(())
     }
 
     /// The layers' files as the ring knows them.
@@ -284,7 +296,6 @@ impl Disk {
     }
 
     fn submit(&mut self, client: Key, Job { slot, work }: Job) {
-        let mut then_flush = false;
         let request = match work {
             Work::Read { offset, length } => Request::Read {
                 offset,
@@ -296,13 +307,11 @@ impl Disk {
                 offset,
                 length,
                 fua,
-            } => {
-                then_flush = fua;
-                Request::Trim {
-                    offset,
-                    len_bytes: length.into(),
-                }
-            }
+            } => Request::Trim {
+                offset,
+                len_bytes: length.into(),
+                fua,
+            },
             Work::WriteZeroes {
                 offset,
                 length,
@@ -324,29 +333,13 @@ impl Disk {
                 extents_max: if one { 1 } else { RUNS_MAX },
             },
         };
-        let ticket = self.ticket(Pending::Client {
-            client,
-            slot,
-            then_flush,
-        });
+        let ticket = self.ticket(Pending::Client { client, slot });
         self.engine.submit(ticket, request);
     }
 
     fn finish(&mut self, finished: Finished, outcomes: &mut Vec<LiveOutcome>) {
         match self.pending.remove(&finished.ticket.0) {
-            Some(Pending::Client {
-                client,
-                slot,
-                then_flush: true,
-            }) if finished.result.is_ok() => {
-                let ticket = self.ticket(Pending::Client {
-                    client,
-                    slot,
-                    then_flush: false,
-                });
-                self.engine.submit(ticket, Request::Flush);
-            }
-            Some(Pending::Client { client, slot, .. }) => {
+            Some(Pending::Client { client, slot }) => {
                 let answer = answer(finished.result);
                 match (self.clients.get_mut(&client), answer) {
                     (Some(client), answer) => client.answer(slot, answer),

@@ -13,6 +13,7 @@ use units::DpId;
 
 mod live;
 mod open;
+mod settings;
 
 pub(super) use live::{Freezing, Live};
 pub(super) use open::Unserving;
@@ -38,7 +39,7 @@ impl Process {
         };
         match request {
             // Asked every few seconds by whoever watches.
-            Request::Hello { .. } | Request::List => {
+            Request::Hello { .. } | Request::List | Request::Stats { .. } => {
                 tracing::debug!(request_id = %to.request_id, op = request.name(), "asked");
             }
             _ => tracing::info!(request_id = %to.request_id, op = request.name(), "asked"),
@@ -116,6 +117,7 @@ impl Process {
                     layers,
                     extent,
                     access,
+                    settings,
                 },
                 first,
             ) => {
@@ -123,7 +125,7 @@ impl Process {
                     .into_iter()
                     .zip(first.into_iter().chain(fds))
                     .collect();
-                Some(self.open(disk, layers, extent, access))
+                Some(self.open(disk, layers, extent, (access, settings)))
             }
             (Request::Serve { disk, export }, Some(fd)) => Some(self.serve(&disk, export, fd)),
             (Request::Unserve { disk }, _) => self.unserve(to, disk),
@@ -139,6 +141,8 @@ impl Process {
                 _,
             ) => self.resize(to, disk, virtual_bytes),
             (Request::List, _) => Some(Ok(self.list())),
+            (Request::Stats { disk }, _) => Some(self.stats(&disk)),
+            (Request::SetLimits { disk, limits }, _) => Some(self.set_limits(&disk, limits)),
             (Request::Exit, _) => Some(self.exit(to)),
             (request, Some(fd)) => Some(self.image(request, fd)),
             (request, None) => {

@@ -9,4 +9,5 @@ mod faults;
 mod images;
 mod life;
 mod serving;
+mod settings;
 mod snapshots;

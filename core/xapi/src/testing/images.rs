@@ -60,6 +60,7 @@ impl State {
             serving: Some(disk.to_string()),
             poisoned: None,
             stats: Default::default(),
+            settings: Default::default(),
         })
     }
 }

@@ -173,6 +173,7 @@ pub struct World<W> {
     rng: Rng,
     effort: Effort,
     witness: W,
+    write_through: bool,
     history: Vec<&'static str>,
     turns: u64,
     checked: u64,
@@ -229,10 +230,17 @@ impl<W: Witness> World<W> {
             rng: Rng::new(seed),
             effort,
             witness,
+            write_through: false,
             history: Vec::new(),
             turns: 0,
             checked: 0,
         }
+    }
+
+    /// From now on every change is durable when it is answered.
+    pub fn write_through(&mut self) {
+        self.write_through = true;
+        self.rig.engine.set_write_through(true);
     }
 
     /// Where decisions of a random workload come from.
@@ -285,7 +293,7 @@ impl<W: Witness> World<W> {
         let change = self.model.change((first..).zip(values), false);
         let offset = first * SECTOR;
         let ticket = self.rig.submit(Request::Write { offset, data, fua });
-        let meaning = if fua {
+        let meaning = if fua || self.write_through {
             Meaning::ChangeAndFlush(change)
         } else {
             Meaning::Change(change)
@@ -298,7 +306,11 @@ impl<W: Witness> World<W> {
         let change = self.model.change(zeroed, trim);
         let (offset, len_bytes) = (first * SECTOR, sectors * SECTOR);
         let request = if trim {
-            Request::Trim { offset, len_bytes }
+            Request::Trim {
+                offset,
+                len_bytes,
+                fua: false,
+            }
         } else {
             Request::WriteZeroes {
                 offset,
@@ -308,7 +320,12 @@ impl<W: Witness> World<W> {
             }
         };
         let ticket = self.rig.submit(request);
-        self.running.push((ticket, Meaning::Change(change)));
+        let meaning = if self.write_through {
+            Meaning::ChangeAndFlush(change)
+        } else {
+            Meaning::Change(change)
+        };
+        self.running.push((ticket, meaning));
     }
 
     fn snapshot(&mut self) {
@@ -344,6 +361,7 @@ impl<W: Witness> World<W> {
         self.settle();
         let io = std::mem::replace(&mut self.rig.io, SimDisk::new(Order::Fifo));
         self.rig = Rig::open(io, &self.files);
+        self.rig.engine.set_write_through(self.write_through);
     }
 
     /// Turns until nothing is under way.
@@ -408,6 +426,7 @@ impl<W: Witness> World<W> {
         let files: Vec<SparseBytes> = left.files().to_vec();
         let order = Order::Random(Rng::new(self.rng.next_u64()));
         self.rig = Rig::open(SimDisk::from_ram(&RamDisk::from(files), order), &self.files);
+        self.rig.engine.set_write_through(self.write_through);
         let size = self.rig.engine.size_bytes();
         self.sizes = (size, size);
         self.cut();

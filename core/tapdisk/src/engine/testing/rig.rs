@@ -174,7 +174,12 @@ impl<I: BlockIo> Rig<I> {
     /// # Errors
     /// Those of the engine.
     pub fn with_layers(io: I, layers: Vec<LayerSpec>, access: Access) -> Result<Self, Error> {
-        let engine = Engine::open(Config { tag: 3, access }, layers)?;
+        let config = Config {
+            tag: 3,
+            access,
+            write_through: false,
+        };
+        let engine = Engine::open(config, layers)?;
         Ok(Self {
             io,
             engine,

@@ -86,6 +86,7 @@ fn impossible_requests_are_refused_by_kind() {
         let trim = Request::Trim {
             offset,
             len_bytes: 512,
+            fua: false,
         };
         assert!(rig.run(trim).is_err(), "trim {offset}");
         let status = Request::BlockStatus {
@@ -109,7 +110,8 @@ fn a_read_only_disk_reads_and_takes_no_change() {
     assert_eq!(
         kind(rig.run(Request::Trim {
             offset: 0,
-            len_bytes: 512
+            len_bytes: 512,
+            fua: false,
         })),
         ErrorKind::ReadOnly
     );
@@ -135,6 +137,7 @@ fn layers_that_are_no_chain_are_refused() {
         let config = Config {
             tag: 0,
             access: Access::ReadWrite,
+            write_through: false,
         };
         assert_eq!(
             kind(Engine::open(config, layers)),
@@ -146,6 +149,7 @@ fn layers_that_are_no_chain_are_refused() {
     let config = Config {
         tag: 0,
         access: Access::ReadWrite,
+        write_through: false,
     };
     assert_eq!(kind(Engine::open(config, layers)), ErrorKind::Unsupported);
 }
@@ -280,6 +284,7 @@ fn zeros_into_nothing_take_no_space() {
     rig.run(Request::Trim {
         offset: 0,
         len_bytes: 4 * BLOCK,
+        fua: false,
     })
     .expect("trim");
     assert!(rig.io.log.is_empty(), "{:?}", rig.io.log);
@@ -497,6 +502,7 @@ fn fixed_and_raw_disks_are_read_and_written_in_place() {
         let trim = Request::Trim {
             offset: BLOCK,
             len_bytes: 512,
+            fua: false,
         };
         rig.run(trim).expect("trim");
         let bytes = rig.read(BLOCK - SECTOR, 2 * SECTOR).expect("read");

@@ -139,7 +139,11 @@ impl World {
             .change((first..first + sectors).map(|s| (s, 0)), trim);
         let (offset, len_bytes) = (first * SECTOR, sectors * SECTOR);
         let request = if trim {
-            Request::Trim { offset, len_bytes }
+            Request::Trim {
+                offset,
+                len_bytes,
+                fua: false,
+            }
         } else {
             Request::WriteZeroes {
                 offset,

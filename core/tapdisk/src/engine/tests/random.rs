@@ -130,7 +130,11 @@ impl World {
         let change = self.change(first, sectors, true, trim);
         let (offset, len_bytes) = (first * SECTOR, sectors * SECTOR);
         let request = if trim {
-            Request::Trim { offset, len_bytes }
+            Request::Trim {
+                offset,
+                len_bytes,
+                fua: false,
+            }
         } else {
             Request::WriteZeroes {
                 offset,

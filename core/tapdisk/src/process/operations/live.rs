@@ -316,6 +316,6 @@ impl Process {
     }
 
     fn disk_state(&self, id: &DpId) -> Answered {
-        found(self.disks.get(id), id).map(|disk| Reply::Disk(disk.state(id)))
+        found(self.disks.get(id), id).map(|disk| Reply::Disk(Box::new(disk.state(id))))
     }
 }

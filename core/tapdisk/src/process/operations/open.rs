@@ -7,7 +7,7 @@ use crate::process::disk::{Disk, FileIdentity};
 use crate::process::images::{extent as vhd_extent, refused};
 use crate::process::listener::Listener;
 use crate::process::reactor::Reactor;
-use datapath::protocol::{Access, Error, ErrorKind, Extent, Format, Reply};
+use datapath::protocol::{Access, DiskSettings, Error, ErrorKind, Extent, Format, Reply};
 use std::fs::File;
 use std::io::{Seek, SeekFrom};
 use std::os::fd::OwnedFd;
@@ -88,7 +88,7 @@ impl Process {
         id: DpId,
         layers: Vec<(Format, OwnedFd)>,
         extent: Extent,
-        access: Access,
+        (access, settings): (Access, DiskSettings),
     ) -> Answered {
         let mut opened = Vec::with_capacity(layers.len());
         for (depth, (format, fd)) in layers.into_iter().enumerate() {
@@ -97,10 +97,11 @@ impl Process {
             opened.push(Opened::read(File::from(fd), format, extent, access)?);
         }
         let identities: Vec<FileIdentity> = opened.iter().map(|layer| layer.identity).collect();
-        if let Some(disk) = self.disks.get(&id) {
+        if let Some(disk) = self.disks.get_mut(&id) {
             let same = disk.identities == identities && disk.engine.access() == access;
             if same {
-                return Ok(Reply::Disk(disk.state(&id)));
+                disk.set_settings(settings).map_err(engine_error)?;
+                return Ok(Reply::Disk(Box::new(disk.state(&id))));
             }
             return Err(Error::new(
                 ErrorKind::Busy,
@@ -119,18 +120,26 @@ impl Process {
             .map(|layer| layer.into_spec(&mut self.reactor))
             .collect();
         let files: Vec<block::FileId> = specs.iter().map(|spec| spec.file).collect();
-        let engine = Engine::open(Config { tag, access }, specs).map_err(|e| {
+        let config = Config {
+            tag,
+            access,
+            write_through: settings.write_through,
+        };
+        let opened = Engine::open(config, specs).and_then(|engine| {
+            let mut disk = Disk::new(engine, identities, extent, tag);
+            disk.set_settings(settings).map(|()| disk)
+        });
+        let disk = opened.map_err(|e| {
             files
                 .iter()
                 .for_each(|file| self.reactor.remove_file(*file));
             engine_error(e)
         })?;
-        let disk = Disk::new(engine, identities, extent, tag);
         tracing::info!(disk = %id, layers = files.len(), bytes = disk.engine.size_bytes(), "opened");
         let state = disk.state(&id);
         self.tags.insert(tag, id.clone());
         self.disks.insert(id, disk);
-        Ok(Reply::Disk(state))
+        Ok(Reply::Disk(Box::new(state)))
     }
 
     /// A file that is written has one disk.

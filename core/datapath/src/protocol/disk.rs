@@ -1,0 +1,98 @@
+//! How a disk behaves and what is counted of it.
+
+use crate::histogram::Histogram;
+use serde::{Deserialize, Serialize};
+
+/// What can be chosen for each disk. The default is what a front end with flush wants: no limits,
+/// and a write is answered before it is durable.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct DiskSettings {
+    /// How much it may do in a second.
+    pub limits: Limits,
+    /// For front ends without flush: a change is answered only when it is durable. Changes that
+    /// come together share a flush.
+    pub write_through: bool,
+}
+
+/// How much a disk may do in a second; `None` is as much as it can. Flushes are free and never
+/// wait. Requests that have to wait start in their order.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Limits {
+    /// Requests.
+    pub requests: Option<Limit>,
+    /// Bytes read and written. A request may take more than there is and is paid for afterwards.
+    pub bytes: Option<Limit>,
+}
+
+/// A rate with a reserve: what is not used is saved up, to be used at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Limit {
+    /// How much in a second, in the long run; 1 to 2^40.
+    pub per_second: u64,
+    /// How much at once after a pause; 1 to 2^40.
+    pub burst: u64,
+}
+
+impl Limit {
+    /// Largest rate and burst.
+    pub const MAX: u64 = 1 << 40;
+}
+
+/// Counts since a disk was opened; never reset, so that readers take differences.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct DiskStats {
+    /// Read requests finished.
+    pub reads: u64,
+    /// Bytes read by clients.
+    pub read_bytes: u64,
+    /// Write, write-zeroes and trim requests finished.
+    pub writes: u64,
+    /// Bytes written by clients.
+    pub write_bytes: u64,
+    /// Those of `writes` that carried no data: write-zeroes and trims.
+    pub discards: u64,
+    /// Bytes zeroed and trimmed by clients.
+    pub discard_bytes: u64,
+    /// Flushes finished.
+    pub flushes: u64,
+    /// Requests that ended with an error.
+    pub errors: u64,
+    /// Requests in flight now, those that are held back included.
+    pub in_flight: u32,
+    /// Most requests in flight at any time.
+    pub in_flight_max: u32,
+    /// Those of `in_flight` that are held back: frozen or beyond a limit.
+    pub held: u32,
+    /// Sum over time of the requests in flight, in microseconds: divided by the time between two
+    /// readings it is the mean queue depth.
+    pub depth_us: u64,
+    /// Time with a request in flight, in microseconds.
+    pub busy_us: u64,
+    /// Operations on files made for all this.
+    pub file_ops: u64,
+    /// Barriers (`fdatasync`) among them.
+    pub barriers: u64,
+    /// Flushes and durable writes that shared the barriers of another one.
+    pub flushes_merged: u64,
+}
+
+/// How long requests took, from their arrival to their answer, time held back included.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct DiskLatencies {
+    /// The counts of the same moment.
+    pub stats: DiskStats,
+    /// When this was taken, in microseconds since the process began.
+    pub taken_us: u64,
+    /// Reads that worked.
+    pub reads: Histogram,
+    /// Writes that worked.
+    pub writes: Histogram,
+    /// Write-zeroes and trims that worked.
+    pub discards: Histogram,
+    /// Flushes that worked.
+    pub flushes: Histogram,
+}
