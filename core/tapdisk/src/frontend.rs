@@ -10,7 +10,7 @@
 //! | front end | how requests travel | where |
 //! |---|---|---|
 //! | NBD | a byte stream | [`crate::nbd::Session`] |
-//! | vhost-user-blk | virtqueues in the guest's shared memory, told of by eventfds | `vhost_user` |
+//! | vhost-user-blk | virtqueues in the guest's shared memory, told of by eventfds | [`crate::vhost_user::Device`] |
 //! | Xen blkif | a ring in a granted page, told of by an event channel | comes with the Xen back end |
 //!
 //! A front end is a state machine of one client. It checks what the client asks, so that every

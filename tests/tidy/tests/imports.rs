@@ -41,6 +41,7 @@ const WRAPPERS: &[(&str, &[&str])] = &[
     ("quick-xml", &["xapi"]),
     ("argon2", &["xapi"]),
     ("vhd-rs", &["tapdisk"]),
+    ("vm-memory", &["tapdisk"]),
     ("wit-bindgen", &["xylem-sdk"]),
 ];
 
