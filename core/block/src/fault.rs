@@ -57,6 +57,8 @@ pub struct Fault {
 pub struct FaultDisk<D> {
     inner: D,
     fault: Option<Fault>,
+    /// The only file whose operations count.
+    file: Option<FileId>,
     seen: u64,
     struck: u64,
     failed: VecDeque<Completion>,
@@ -71,6 +73,7 @@ impl<D: BlockIo> FaultDisk<D> {
         Self {
             inner,
             fault: None,
+            file: None,
             seen: 0,
             struck: 0,
             failed,
@@ -81,8 +84,15 @@ impl<D: BlockIo> FaultDisk<D> {
     /// Sets the fault and starts to count; `None` heals the disk.
     pub fn set_fault(&mut self, fault: Option<Fault>) {
         self.fault = fault;
+        self.file = None;
         self.seen = 0;
         self.struck = 0;
+    }
+
+    /// As [`FaultDisk::set_fault`], for operations on one file; those on others do not count.
+    pub fn set_fault_on(&mut self, file: FileId, fault: Fault) {
+        self.set_fault(Some(fault));
+        self.file = Some(file);
     }
 
     /// How many operations failed since the fault was set.
@@ -108,7 +118,8 @@ impl<D: BlockIo> FaultDisk<D> {
     fn strike(&mut self, op: &Op) -> Option<FaultKind> {
         let fault = self
             .fault
-            .filter(|fault| fault.target.hits(op.action.verb()))?;
+            .filter(|fault| fault.target.hits(op.action.verb()))
+            .filter(|_| self.file.is_none_or(|file| file == op.file))?;
         let index = self.seen;
         self.seen = self.seen.saturating_add(1);
         let last = fault.nth.saturating_add(fault.times);

@@ -36,6 +36,7 @@ mod map;
 mod read;
 mod request;
 mod reserve;
+mod scope;
 mod slab;
 mod state;
 mod stats;
@@ -48,7 +49,10 @@ mod write;
 mod zero;
 
 pub use layer::{LayerImage, LayerSpec};
-pub use request::{Done, Error, ErrorKind, Extent, ExtentState, Finished, LiveOp, Request, Ticket};
+pub use request::{
+    Done, Error, ErrorKind, Extent, ExtentState, Finished, LiveOp, Request, Scope, Ticket,
+};
+pub use scope::BLOCK_BYTES;
 
 use block::{BlockIo, Buffer, BufferPool, Completion, Op, Wait};
 use datapath::protocol::Access;
@@ -171,6 +175,11 @@ impl Engine {
     /// Size of the disk in bytes.
     pub fn size_bytes(&self) -> u64 {
         self.map.leaf().size_bytes()
+    }
+
+    /// Upper bits of the tokens of its operations.
+    pub fn tag(&self) -> u16 {
+        self.config.tag
     }
 
     /// Whether the disk takes writes.

@@ -3,6 +3,7 @@
 //! | part | what it is | what it does not know |
 //! |---|---|---|
 //! | [`engine`] | one open disk: requests in, file operations out | sockets, protocols |
+//! | [`copy`] | one disk copied into another, with or without a guest that writes it | files, sockets |
 //! | [`frontend`] | what a client's side of a disk is, whatever the protocol | protocols, disks |
 //! | [`nbd`] | one NBD session: bytes in, jobs out | sockets, disks |
 //! | [`vhost_user`] | one vhost-user-blk connection: messages and queues in, jobs out | sockets, disks |
@@ -13,6 +14,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod copy;
 pub mod engine;
 pub mod frontend;
 pub mod nbd;

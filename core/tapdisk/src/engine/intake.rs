@@ -1,7 +1,7 @@
 //! Taking requests in: what is possible at all, what is held back, how a request is cut into parts.
 
 use super::layer::BLOCK_SECTORS;
-use super::request::{Error, ErrorKind, Request, Ticket};
+use super::request::{Error, ErrorKind, Request, Scope, Ticket};
 use super::state::{Active, Held, Kind, Part, Span};
 use super::{Engine, REQUEST_BYTES_MAX, REQUESTS_MAX};
 use datapath::protocol::Access;
@@ -33,7 +33,8 @@ impl Engine {
             return self.answer(ticket, Err(error));
         }
         let since_us = self.stats.now_us;
-        if self.gate(&request, self.held.is_empty()) == Gate::Open {
+        let own = ticket.is_own() && !self.is_held();
+        if own || self.gate(&request, self.held.is_empty()) == Gate::Open {
             self.begin(ticket, request, since_us);
         } else {
             self.held.push_back(Held {
@@ -60,7 +61,13 @@ impl Engine {
             let Some(held) = self.held.remove(at) else {
                 return;
             };
-            match self.gate(&held.request, true) {
+            let own = held.ticket.is_own() && !self.is_held();
+            let gate = if own {
+                Gate::Open
+            } else {
+                self.gate(&held.request, true)
+            };
+            match gate {
                 Gate::Open => self.begin(held.ticket, held.request, held.since_us),
                 gate => {
                     self.held.insert(at, held);
@@ -88,10 +95,15 @@ impl Engine {
         }
     }
 
-    fn check(&self, request: &Request) -> Result<(), Error> {
+    /// Whether the request is one that this disk can be asked.
+    ///
+    /// # Errors
+    /// `Invalid`, `OutOfRange`, `ReadOnly`.
+    pub(crate) fn check(&self, request: &Request) -> Result<(), Error> {
         let (offset, len, change) = match request {
             Request::Read { offset, len_bytes } => (*offset, u64::from(*len_bytes), false),
             Request::Write { offset, data, .. } => (*offset, data.len() as u64, true),
+            Request::WriteShared { offset, data, .. } => (*offset, data.len() as u64, true),
             Request::Trim {
                 offset, len_bytes, ..
             }
@@ -100,10 +112,16 @@ impl Engine {
             } => (*offset, *len_bytes, true),
             Request::BlockStatus {
                 offset, len_bytes, ..
+            }
+            | Request::LayerStatus {
+                offset, len_bytes, ..
             } => (*offset, *len_bytes, false),
             Request::Flush => return Ok(()),
         };
-        let carries_data = matches!(request, Request::Read { .. } | Request::Write { .. });
+        let carries_data = matches!(
+            request,
+            Request::Read { .. } | Request::Write { .. } | Request::WriteShared { .. }
+        );
         let too_long = carries_data && len > u64::from(REQUEST_BYTES_MAX);
         let aligned = offset.is_multiple_of(SECTOR_BYTES) && len.is_multiple_of(SECTOR_BYTES);
         if len == 0 || too_long || !aligned {
@@ -125,7 +143,10 @@ impl Engine {
     }
 
     fn begin(&mut self, ticket: Ticket, request: Request, since_us: u64) {
-        let is_change = !matches!(request, Request::Read { .. } | Request::BlockStatus { .. });
+        let is_change = !matches!(
+            request,
+            Request::Read { .. } | Request::BlockStatus { .. } | Request::LayerStatus { .. }
+        );
         if is_change && let Some(error) = self.poison_error() {
             return self.answer(ticket, Err(error));
         }
@@ -143,6 +164,14 @@ impl Engine {
                 Kind::Write {
                     span,
                     data: data.share(),
+                    fua: fua || write_through,
+                }
+            }
+            Request::WriteShared { offset, data, fua } => {
+                let span = Span::of(offset, data.len() as u64);
+                Kind::Write {
+                    span,
+                    data,
                     fua: fua || write_through,
                 }
             }
@@ -182,6 +211,21 @@ impl Engine {
                     end,
                     extents: Vec::new(),
                     extents_max,
+                    scope: Scope::Chain,
+                }
+            }
+            Request::LayerStatus {
+                offset,
+                len_bytes,
+                scope,
+            } => {
+                let Span { first, end } = Span::of(offset, len_bytes);
+                Kind::Status {
+                    next: first,
+                    end,
+                    extents: Vec::new(),
+                    extents_max: usize::MAX,
+                    scope,
                 }
             }
             Request::Flush => Kind::Flush,

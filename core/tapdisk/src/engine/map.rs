@@ -26,6 +26,19 @@ pub(super) struct Piece {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Missing;
 
+/// Whether somebody else changes the layers below the leaf while this map is used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) enum Beneath {
+    /// Nobody.
+    #[default]
+    Sealed,
+    /// What the leaf holds is being written into them. Reads see no difference, but a bit of the
+    /// leaf that is cleared would bring those sectors to light.
+    Written,
+    /// They may hold anything that the leaf does not hide.
+    Unknown,
+}
+
 /// The layers and what is known of their blocks.
 #[derive(Debug)]
 pub(super) struct Map {
@@ -34,6 +47,7 @@ pub(super) struct Map {
     below: Vec<u16>,
     runs: Cache<Box<[Run]>>,
     pub(super) leaf_blocks: Cache<LeafBlock>,
+    pub(super) beneath: Beneath,
 }
 
 impl Map {
@@ -43,6 +57,7 @@ impl Map {
             below: Vec::new(),
             runs: Cache::new(),
             leaf_blocks: Cache::new(),
+            beneath: Beneath::Sealed,
             layers: Vec::new(),
         };
         for layer in layers {
@@ -100,9 +115,11 @@ impl Map {
 
     /// Whether some layer below the leaf has (part of) the block.
     pub(super) fn has_below(&self, block: u32) -> bool {
-        self.below
-            .get(block as usize)
-            .is_some_and(|layer| *layer != NOBODY)
+        self.beneath == Beneath::Unknown
+            || self
+                .below
+                .get(block as usize)
+                .is_some_and(|layer| *layer != NOBODY)
     }
 
     /// Appends the places of `sectors` to `pieces`, in order.
@@ -123,6 +140,7 @@ impl Map {
             below,
             runs,
             leaf_blocks,
+            ..
         } = self;
         let lower = Lower {
             layers,

@@ -1,11 +1,22 @@
 //! What front ends and control ask of an engine, and what they get back.
 
-use block::Buffer;
+use block::{Buffer, SharedBuffer};
 use std::fmt;
 
 /// Chosen by whoever submits a request, returned when it is finished.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Ticket(pub u64);
+
+impl Ticket {
+    /// Set in the tickets of requests that are no guest's but the data path's own. They wait for
+    /// no tokens and are not counted.
+    pub const OWN: u64 = 1 << 63;
+
+    /// Whether it is one of those.
+    pub fn is_own(self) -> bool {
+        self.0 & Self::OWN != 0
+    }
+}
 
 /// A request on the disk's bytes. Offsets and lengths are bytes and multiples of 512.
 #[derive(Debug)]
@@ -23,6 +34,15 @@ pub enum Request {
         offset: u64,
         /// What to write; take the buffer from [`super::Engine::take_buffer`].
         data: Buffer,
+        /// Whether to answer only once it is durable.
+        fua: bool,
+    },
+    /// [`Request::Write`] of data that others look at too: the other half of a mirror.
+    WriteShared {
+        /// Where to start.
+        offset: u64,
+        /// What to write.
+        data: SharedBuffer,
         /// Whether to answer only once it is durable.
         fua: bool,
     },
@@ -59,6 +79,26 @@ pub enum Request {
         /// Most extents to answer with; at least one is given.
         extents_max: u32,
     },
+    /// [`Request::BlockStatus`] of one layer's own sectors: `Data` is what the layer holds and no
+    /// layer above it hides, everything else is `Zero`. The extents cover the range.
+    LayerStatus {
+        /// Where to start.
+        offset: u64,
+        /// How much; within one block of 2 MiB.
+        len_bytes: u64,
+        /// Whose sectors count.
+        scope: Scope,
+    },
+}
+
+/// Whose sectors count.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Scope {
+    /// Those of every layer: what the disk holds.
+    #[default]
+    Chain,
+    /// Those that one layer holds and no layer above it; layers count from the leaf, which is 0.
+    Layer(u16),
 }
 
 /// An operation on the disk as a whole. One at a time; requests that come meanwhile are held back.
@@ -151,7 +191,7 @@ pub struct Error {
 }
 
 impl Error {
-    pub(super) fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
+    pub(crate) fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
         Self {
             kind,
             message: message.into(),

@@ -35,6 +35,11 @@ impl<T> Slab<T> {
         self.places.get(index as usize)?.as_ref()
     }
 
+    /// All of them, in no order.
+    pub(super) fn values(&self) -> impl Iterator<Item = &T> {
+        self.places.iter().flatten()
+    }
+
     /// Takes a value out.
     pub(super) fn remove(&mut self, index: u32) -> Option<T> {
         let value = self.places.get_mut(index as usize)?.take()?;

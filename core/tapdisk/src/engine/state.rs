@@ -1,7 +1,7 @@
 //! Requests in flight: their parts, the operations made for them, their answers.
 
 use super::Engine;
-use super::request::{Done, Error, ErrorKind, Extent, Finished, Request, Ticket};
+use super::request::{Done, Error, ErrorKind, Extent, Finished, Request, Scope, Ticket};
 use crate::engine::layer::BLOCK_SECTORS;
 use block::{Action, Buffer, Completion, FileId, Op, Payload, SharedBuffer};
 use units::SECTOR_BYTES;
@@ -77,6 +77,7 @@ pub(super) enum Kind {
         end: u64,
         extents: Vec<Extent>,
         extents_max: usize,
+        scope: Scope,
     },
     Flush,
     Live,
@@ -155,7 +156,7 @@ impl Engine {
             return;
         };
         let failed = error.is_some();
-        if !failed {
+        if !failed && !ticket.is_own() {
             self.stats.worked(&kind, since_us);
         }
         let mut done = Done::Ok;

@@ -2,7 +2,7 @@
 
 use super::Engine;
 use super::layer::BLOCK_SECTORS;
-use super::request::{Extent, ExtentState};
+use super::request::{Extent, ExtentState, Scope};
 use super::state::{Kind, Part};
 use units::SECTOR_BYTES;
 
@@ -16,6 +16,7 @@ impl Engine {
                 end,
                 extents,
                 extents_max,
+                scope,
             } = &request.kind
             else {
                 break;
@@ -23,6 +24,7 @@ impl Engine {
             if next >= end || extents.len() > *extents_max {
                 break;
             }
+            let scope = *scope;
             let block = u32::try_from(next / u64::from(BLOCK_SECTORS)).unwrap_or(u32::MAX);
             let start = (next % u64::from(BLOCK_SECTORS)) as u32;
             let left = end
@@ -48,9 +50,10 @@ impl Engine {
                 break;
             };
             *next = next.saturating_add(left);
+            let leaf = self.map.leaf_number();
             for piece in pieces.drain(..) {
                 let sectors = piece.sectors.end.saturating_sub(piece.sectors.start);
-                let is_data = piece.place.is_some();
+                let is_data = counts(scope, piece.place, leaf);
                 let state = if is_data {
                     ExtentState::Data
                 } else {
@@ -70,6 +73,15 @@ impl Engine {
             extents.truncate(*extents_max);
         }
         self.part_done(index, Ok(()));
+    }
+}
+
+/// Whether what lies there is in scope.
+fn counts(scope: Scope, place: Option<(u16, u64)>, leaf: u16) -> bool {
+    match (scope, place) {
+        (_, None) => false,
+        (Scope::Chain, Some(_)) => true,
+        (Scope::Layer(depth), Some((layer, _))) => leaf.checked_sub(depth) == Some(layer),
     }
 }
 

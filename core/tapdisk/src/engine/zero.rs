@@ -9,11 +9,13 @@
 //!
 //! A clear bit shows what is below, so bits are cleared only where nothing is. A block that the
 //! batmap on disk calls full is read by others without its bitmap, so its bits stay set and its
-//! data becomes a hole. That way the batmap never has to be corrected before a bitmap.
+//! data becomes a hole. The same while the layers below are being written by a coalesce, which keeps
+//! what the leaf hides where a cleared bit would show it. That way the batmap never has to be corrected before a bitmap.
 
 use super::Engine;
 use super::cache::{BITMAP_BYTES, LeafBlock};
 use super::layer::{BLOCK_SECTORS, Content, Place};
+use super::map::Beneath;
 use super::state::{Context, Part};
 use block::Action;
 use units::SECTOR_BYTES;
@@ -30,6 +32,7 @@ impl Engine {
         };
         let in_batmap = sparse.in_batmap(part.block);
         let nothing_below = !self.map.has_below(part.block);
+        let may_clear = nothing_below && self.map.beneath == Beneath::Sealed;
         let known = self
             .map
             .leaf_blocks
@@ -45,14 +48,14 @@ impl Engine {
                 }
             }
             Place::Partial(_) if known.is_none() => self.wait_for_bitmaps(part, false),
-            Place::Full(data_sector) if nothing_below && !in_batmap && known.is_none() => {
+            Place::Full(data_sector) if may_clear && !in_batmap && known.is_none() => {
                 // Full in memory only: its bitmap is on disk, so a bit can go from it.
                 let entry = u32::try_from(data_sector.saturating_sub(1)).unwrap_or(u32::MAX);
                 let full = LeafBlock::clean(Box::new([0xFF; BITMAP_BYTES]), entry);
                 self.map.leaf_blocks.insert(part.block, full);
                 self.make_hole(part, first, trim, true);
             }
-            _ => self.make_hole(part, first, trim, nothing_below && !in_batmap),
+            _ => self.make_hole(part, first, trim, may_clear && !in_batmap),
         }
     }
 

@@ -1,0 +1,4 @@
+//! Tests of copies on disks in memory.
+
+mod random;
+mod world;
