@@ -33,6 +33,7 @@
 
 mod buffer;
 pub mod conformance;
+mod cuts;
 mod error;
 mod fault;
 mod io;
@@ -43,6 +44,7 @@ mod sim;
 mod sparse;
 
 pub use buffer::{ALIGN_BYTES, Buffer, SharedBuffer};
+pub use cuts::{Cuts, Grain};
 pub use error::{Error, ErrorKind};
 pub use fault::{Fault, FaultDisk, FaultKind, Target};
 pub use io::{Action, BlockIo, Completion, FileId, Op, Payload, Token, Verb, Wait};

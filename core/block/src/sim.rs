@@ -10,12 +10,9 @@
 
 use crate::ram::{Effect, check_range, no_such_file, read_into};
 use crate::{
-    Action, BlockIo, Completion, Error, ErrorKind, FileId, Op, RamDisk, Rng, SharedBuffer,
+    Action, BlockIo, Completion, Cuts, Error, ErrorKind, FileId, Grain, Op, RamDisk, Rng,
     SparseBytes, Wait,
 };
-
-/// The unit in which a write can be torn.
-const SECTOR_BYTES: usize = 512;
 
 /// Which queued operation finishes next.
 #[derive(Debug, Clone)]
@@ -32,7 +29,7 @@ pub enum Crash {
     /// The changes whose bit is set in the mask (bit 0 is the oldest), whole and in order. Changes
     /// beyond the 64th are lost.
     Subset(u64),
-    /// A subset in a random order with random tears, drawn from this seed.
+    /// A subset in a random order with random tears, drawn from this seed; see [`Cuts::sample`].
     Torn(u64),
 }
 
@@ -121,26 +118,35 @@ impl SimDisk {
             .collect()
     }
 
+    /// Everything that a power cut at this moment may leave.
+    pub fn cuts(&self, grain: Grain) -> Cuts {
+        let durable = self.files.iter().map(|f| f.durable.clone()).collect();
+        let cached = self.changes().into_iter();
+        let cached = cached.map(|(file, effect)| (file, effect.clone()));
+        Cuts::new(durable, cached.chain(self.queued()).collect(), grain)
+    }
+
     /// The files after a power cut at this moment.
     pub fn crash(&self, crash: &Crash) -> RamDisk {
-        let mut files: Vec<SparseBytes> = self.files.iter().map(|f| f.durable.clone()).collect();
-        let queued: Vec<(usize, Effect)> = self.queued().collect();
-        let mut changes = self.changes();
-        changes.extend(queued.iter().map(|(file, effect)| (*file, effect)));
         match crash {
+            Crash::Torn(seed) => self.cuts(Grain::Sector).sample(&mut Rng::new(*seed)),
             Crash::Subset(mask) => {
                 let kept = |index: usize| index < 64 && mask & (1 << index) != 0;
-                for (_, (file, effect)) in changes
-                    .into_iter()
-                    .enumerate()
-                    .filter(|(index, _)| kept(*index))
-                {
-                    apply_to(&mut files, file, effect);
+                let mut files: Vec<SparseBytes> =
+                    self.files.iter().map(|f| f.durable.clone()).collect();
+                let queued: Vec<(usize, Effect)> = self.queued().collect();
+                let mut changes = self.changes();
+                changes.extend(queued.iter().map(|(file, effect)| (*file, effect)));
+                for (index, (file, effect)) in changes.into_iter().enumerate() {
+                    if kept(index)
+                        && let Some(content) = files.get_mut(file)
+                    {
+                        effect.apply(content);
+                    }
                 }
+                RamDisk::from(files)
             }
-            Crash::Torn(seed) => tear(&mut files, changes, &mut Rng::new(*seed)),
         }
-        RamDisk::from(files)
     }
 
     fn finish(&mut self, Queued { mut op, after }: Queued) -> Completion {
@@ -175,53 +181,6 @@ impl SimDisk {
             });
         }
         read_into(op, &file.live)
-    }
-}
-
-fn apply_to(files: &mut [SparseBytes], file: usize, effect: &Effect) {
-    if let Some(content) = files.get_mut(file) {
-        effect.apply(content);
-    }
-}
-
-/// Keeps each change with an even chance, shuffles, and tears every other kept write.
-fn tear(files: &mut [SparseBytes], changes: Vec<(usize, &Effect)>, rng: &mut Rng) {
-    // One run in four keeps almost everything, one in four almost nothing: the corners matter most.
-    let keep_of_8 = [1, 4, 4, 7]
-        .get(rng.below(4) as usize)
-        .copied()
-        .unwrap_or(4);
-    let mut kept: Vec<_> = changes
-        .into_iter()
-        .filter(|_| rng.below(8) < keep_of_8)
-        .collect();
-    for index in (1..kept.len()).rev() {
-        kept.swap(index, rng.below(index as u64 + 1) as usize);
-    }
-    for (file, effect) in kept {
-        match effect {
-            Effect::Write { offset, data } if rng.one_in(2) => {
-                tear_write(files, file, *offset, data, rng);
-            }
-            whole => apply_to(files, file, whole),
-        }
-    }
-}
-
-fn tear_write(
-    files: &mut [SparseBytes],
-    file: usize,
-    offset: u64,
-    data: &SharedBuffer,
-    rng: &mut Rng,
-) {
-    let Some(content) = files.get_mut(file) else {
-        return;
-    };
-    for (index, sector) in data.as_slice().chunks(SECTOR_BYTES).enumerate() {
-        if rng.one_in(2) {
-            content.write(offset.saturating_add((index * SECTOR_BYTES) as u64), sector);
-        }
     }
 }
 

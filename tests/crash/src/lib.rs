@@ -2,14 +2,19 @@
 //!
 //! | part | what is cut off | judges |
 //! |---|---|---|
-//! | [`sweep`] | the engine on a simulated disk: every workload up to three requests and long random ones, every subset of few volatile changes, samples of many | the model of legal values, the independent checker and naive reader on a sample |
+//! | [`sweep`] | the engine on a simulated disk: every workload up to three operations and long random ones, every choice of few volatile changes, samples of many | the model of legal values; on a sample the independent checker and naive reader, and QEMU |
 //! | [`kill`] | real `xylem-tapdisk` processes on real files, under writes and snapshots | the same model through a new process, checker and naive reader every time |
 //!
-//! The engine's rig, the model and the worlds come from `tapdisk::engine::testing`, which its own
-//! unit tests use too. What is found is replayed by one command, see [`sweep::Workload`].
+//! The engine's rig and the model come from `tapdisk::engine::testing`, which its own unit tests
+//! use too; [`world`] puts disks and an owner around them. What is found is replayed by one
+//! command, see [`workload::Workload`].
 
 #![forbid(unsafe_code)]
 
+mod host;
 pub mod kill;
+pub mod op;
 mod opinion;
 pub mod sweep;
+pub mod workload;
+pub mod world;

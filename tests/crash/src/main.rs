@@ -8,7 +8,8 @@ use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
-use tapdisk::engine::testing::power::Effort;
+use xylem_crash::workload::{SHORT_MAX, Workload};
+use xylem_crash::world::Effort;
 use xylem_crash::{kill, sweep};
 
 /// Cuts the power of the data path in every way there is, and kills its processes
@@ -21,7 +22,7 @@ struct Args {
     /// First seed of what is random
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// States to judge before a sweep may end; all short workloads are tried in any case
+    /// Distinct states before a sweep may end; all short workloads are tried in any case
     #[arg(long, default_value_t = 1_000_000)]
     states: u64,
     /// Seconds after which no new workload begins
@@ -30,18 +31,21 @@ struct Args {
     /// Threads; as many as there are processors if not given
     #[arg(long)]
     jobs: Option<usize>,
-    /// Volatile changes up to which all subsets are tried
+    /// Volatile changes up to which all subsets and orders are tried
     #[arg(long, default_value_t = 12)]
     exhaustive: u32,
-    /// Subsets tried above that, and bound of torn ones
+    /// Torn subsets tried in each turn where not all are
     #[arg(long, default_value_t = 64)]
     samples: u32,
     /// One state in so many is shown to the checker and the naive reader
     #[arg(long, default_value_t = 100)]
     opinion_every: u64,
+    /// One of those in so many is flattened and compared by QEMU
+    #[arg(long, default_value_t = 50)]
+    qemu_every: u64,
     /// The workload to replay, such as short,parent,together,write-new,flush or long,17
     #[arg(long, required_if_eq("what", "replay"))]
-    workload: Option<sweep::Workload>,
+    workload: Option<Workload>,
     /// Processes to kill
     #[arg(long, default_value_t = 1000)]
     kills: u64,
@@ -86,13 +90,14 @@ fn sweep(args: &Args) -> Result<ExitCode> {
     let begun = Instant::now();
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let plan = sweep::Plan {
-        short_max: sweep::SHORT_MAX,
+        short_max: SHORT_MAX,
         effort: effort(args)?,
         states: args.states,
         time: Duration::from_secs(args.seconds),
         seed: args.seed,
         jobs: args.jobs.unwrap_or(threads),
         opinion_every: args.opinion_every,
+        qemu_every: args.qemu_every,
     };
     // The text of a violation is printed below with its replay.
     std::panic::set_hook(Box::new(|_| {}));
@@ -112,15 +117,17 @@ fn sweep(args: &Args) -> Result<ExitCode> {
     }
     let seconds = begun.elapsed().as_secs_f64();
     println!(
-        "{} distinct crash states in {seconds:.1} s ({:.0} per second, {} threads), {} of them judged by \
-         the checker and the naive reader too",
+        "{} distinct crash states in {seconds:.1} s ({:.0} per second, {} threads), {} chains judged; \
+         {} states judged by the checker and the naive reader too, {} compared by QEMU",
         outcome.states,
         outcome.states as f64 / seconds,
         plan.jobs,
-        outcome.opinions
+        outcome.judged,
+        outcome.opinions,
+        outcome.compared
     );
     println!(
-        "{} of {} workloads up to {} requests, {} long ones from seed {}, {} violations",
+        "{} of {} workloads up to {} operations, {} long ones from seed {}, {} violations",
         outcome.short,
         outcome.short_planned,
         plan.short_max,

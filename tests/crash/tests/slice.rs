@@ -4,12 +4,19 @@ use block::{Order, Rng};
 use std::collections::HashSet;
 use std::path::PathBuf;
 use std::time::Duration;
-use tapdisk::engine::testing::power::{Effort, Left, Op, Witness, World};
+use xylem_crash::op::Op;
+use xylem_crash::workload::Workload;
+use xylem_crash::world::{Effort, Left, Start, States, Witness, World};
 use xylem_crash::{kill, sweep};
 
 const SMALL: Effort = Effort {
     exhaustive_max: 7,
     samples: 16,
+};
+
+const TINY: Effort = Effort {
+    exhaustive_max: 3,
+    samples: 3,
 };
 
 #[test]
@@ -22,6 +29,7 @@ fn twenty_thousand_distinct_crashes_leave_legal_values() {
         seed: 1,
         jobs: 2,
         opinion_every: 200,
+        qemu_every: 20,
     };
     let outcome = sweep::run(&plan, &|_| {}).expect("it runs");
     assert!(
@@ -62,11 +70,11 @@ fn processes_killed_under_load_lose_nothing_that_was_flushed() {
 fn a_workload_is_the_same_again_from_its_text() {
     for text in [
         "long,5",
-        "short,parent,together,write-new,snapshot,write-end",
+        "short,fork,together,write-new,clone,delete,write-end",
     ] {
-        let workload: sweep::Workload = text.parse().expect("a workload");
+        let workload: Workload = text.parse().expect("a workload");
         assert_eq!(workload.to_string(), text);
-        let states = || sweep::replay(&workload, SMALL).expect("no violation");
+        let states = || sweep::replay(&workload, TINY).expect("no violation");
         assert_eq!(states(), states(), "{text}");
     }
     for text in [
@@ -76,20 +84,25 @@ fn a_workload_is_the_same_again_from_its_text() {
         "short,parent,write-new",
         "short,alone,in-turn,format",
     ] {
-        assert!(text.parse::<sweep::Workload>().is_err(), "{text:?}");
+        assert!(text.parse::<Workload>().is_err(), "{text:?}");
     }
 }
 
 /// The states of a world in their order, and one of them is called wrong.
 struct Doubter {
     states: Vec<u64>,
+    known: States,
     doubted: usize,
 }
 
-impl Witness for &mut Doubter {
+impl Witness for Doubter {
     fn is_new(&mut self, state: u64) -> bool {
         self.states.push(state);
         true
+    }
+
+    fn is_unjudged(&mut self, what: u64) -> bool {
+        self.known.is_unjudged(what)
     }
 
     fn examine(&mut self, _: &Left<'_>) -> Result<(), String> {
@@ -103,11 +116,12 @@ impl Witness for &mut Doubter {
 fn states(doubted: usize) -> (Vec<u64>, Result<(), String>) {
     let mut doubter = Doubter {
         states: Vec::new(),
+        known: States::default(),
         doubted,
     };
     let order = Order::Random(Rng::new(3));
     let run = std::panic::AssertUnwindSafe(|| {
-        let mut world = World::new(3, true, order, SMALL, &mut doubter);
+        let mut world = World::new(3, Start::Parent, order, TINY, &mut doubter);
         for op in [Op::WriteNew, Op::Zeroes, Op::Flush, Op::WriteOld] {
             world.submit(op);
         }

@@ -1,7 +1,6 @@
-//! The engine against independent models: on memory, on a disk that loses power, under faults, and
-//! on real files.
+//! The engine against independent models: on memory, under faults, and on real files. The package
+//! `xylem-crash` has the power cuts.
 
-mod crash;
 mod facts;
 mod faults;
 mod files;
@@ -10,4 +9,4 @@ mod live;
 mod random;
 mod write_through;
 
-use super::testing::{model, power, rig};
+use super::testing::{model, rig};

@@ -1,10 +1,8 @@
 //! Without a flush from the front end: what is answered is durable, and many share the barriers.
 
-use super::power::{Effort, Op, World};
 use super::rig::{BLOCK, Rig, SECTOR, ram_with_dynamic};
 use crate::engine::Request;
-use block::{Buffer, Order, RamDisk, Rng};
-use std::collections::HashSet;
+use block::{Buffer, RamDisk};
 
 fn write(offset: u64) -> Request {
     Request::Write {
@@ -57,36 +55,4 @@ fn one_barrier_is_enough_where_no_metadata_changes() {
     }
     while rig.step() {}
     assert_eq!(rig.engine.stats().barriers - before.barriers, 1);
-}
-
-#[test]
-fn whatever_was_answered_survives_any_power_cut() {
-    let mut states = 0;
-    for seed in 0..24 {
-        let effort = Effort {
-            exhaustive_max: 5,
-            samples: 8,
-        };
-        let order = Order::Random(Rng::new(seed));
-        let mut world = World::new(seed, seed % 2 == 0, order, effort, HashSet::new());
-        world.write_through();
-        for _ in 0..8 {
-            for _ in 0..1 + world.rng().below(4) {
-                let (op, _) = Op::ALL[world.rng().below(7) as usize];
-                world.submit(op);
-            }
-            for _ in 0..world.rng().below(8) {
-                world.step();
-            }
-        }
-        world.settle();
-        if seed % 3 == 0 {
-            world.crash_and_reopen();
-            world.submit(Op::WriteNew);
-            world.settle();
-        }
-        states += world.checked();
-    }
-    println!("{states} crash states");
-    assert!(states >= 2000, "only {states} crash states");
 }

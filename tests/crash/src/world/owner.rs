@@ -1,0 +1,290 @@
+//! The owner of the tree: what a daemon asks of disks, and the record it keeps.
+//!
+//! Each operation is a row of acts, one after the other, with a turn and so a crash behind each.
+
+use super::cut::{Content, read_chain};
+use super::{Disk, Node, World, files_of};
+use crate::op::Op;
+use crate::world::Witness;
+use block::{Action, Crash};
+use datapath::protocol::Format;
+use std::collections::BTreeSet;
+use tapdisk::engine::testing::model::{Covered, Model};
+use tapdisk::engine::testing::rig::{BLOCK, child, load};
+use tapdisk::engine::{LiveOp, Ticket};
+
+/// Largest size a disk grows to; its metadata has room for so much.
+const SIZE_MAX: u64 = super::BLOCKS * BLOCK * 4;
+
+/// One thing the owner does.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Act {
+    /// Puts a new leaf on a disk; what was its leaf is a snapshot.
+    Switch { disk: u16 },
+    /// Opens a second disk on the image below another one's leaf.
+    Second { of: u16 },
+    /// Grows a disk.
+    Resize { disk: u16 },
+    /// Closes a disk's engine.
+    Close { disk: u16 },
+    /// Opens it again.
+    Open { disk: u16 },
+    /// The record knows the disk no more.
+    Forget { disk: u16 },
+    /// The record knows the snapshot no more.
+    Unkeep,
+    /// The files of images that nothing needs go.
+    Collect,
+    /// The directory is made durable behind the last one that went.
+    Removed { file: block::FileId },
+}
+
+/// The act under way.
+#[derive(Debug)]
+pub(super) enum Doing {
+    /// A live operation of a disk.
+    Live(u16, Ticket, Live),
+    /// An operation on a file.
+    File,
+}
+
+/// What a live operation means once it is answered.
+#[derive(Debug)]
+pub(super) enum Live {
+    Switch(Covered, Vec<u32>),
+    Resize(Covered, u64),
+    Close(Covered),
+}
+
+impl<W: Witness> World<W> {
+    pub(super) fn is_owner_busy(&self) -> bool {
+        self.doing.is_some() || !self.acts.is_empty() || !self.asked.is_empty()
+    }
+
+    /// Goes on with what the owner does, as far as it goes without a turn of the loop.
+    pub(super) fn owner(&mut self) {
+        match self.doing.take() {
+            None => {}
+            Some(Doing::File) => match self.host.take_own() {
+                None => return self.doing = Some(Doing::File),
+                Some(result) => result.expect("a healthy disk"),
+            },
+            Some(Doing::Live(tag, ticket, live)) => match self.host.take(ticket) {
+                None => return self.doing = Some(Doing::Live(tag, ticket, live)),
+                Some(result) => {
+                    result.unwrap_or_else(|e| panic!("{self:?}: a healthy disk answers: {e}"));
+                    self.answered(tag, live);
+                }
+            },
+        }
+        if let Some(act) = self.acts.pop_front() {
+            self.act(act);
+        } else if let Some(op) = self.asked.pop_front() {
+            self.plan(op);
+        }
+    }
+
+    fn plan(&mut self, op: Op) {
+        let tags: Vec<u16> = self.disks.keys().copied().collect();
+        let Some(last) = tags.last().copied() else {
+            return;
+        };
+        let chosen = self.rng.below(tags.len() as u64) as usize;
+        let disk = tags.get(chosen).copied().unwrap_or(last);
+        let is_single = self
+            .disks
+            .get(&disk)
+            .is_some_and(|disk| disk.chain.len() == 1);
+        let acts: &[Act] = match op {
+            Op::Snapshot => &[Act::Switch { disk }],
+            Op::Clone if is_single => &[Act::Switch { disk }, Act::Second { of: disk }],
+            Op::Clone => &[Act::Second { of: disk }],
+            Op::Delete if tags.len() > 1 => &[
+                Act::Close { disk: last },
+                Act::Forget { disk: last },
+                Act::Collect,
+            ],
+            Op::Delete if !self.kept.is_empty() => &[Act::Unkeep, Act::Collect],
+            Op::Resize => &[Act::Resize { disk }],
+            Op::Close => &[Act::Close { disk }, Act::Open { disk }],
+            _ => &[],
+        };
+        self.acts.extend(acts);
+    }
+
+    fn act(&mut self, act: Act) {
+        match act {
+            Act::Switch { disk } => self.switch(disk),
+            Act::Second { of } => self.second(of),
+            Act::Resize { disk } => self.resize(disk),
+            Act::Close { disk } => self.close(disk),
+            Act::Open { disk } => self.open(disk),
+            Act::Forget { disk } => {
+                self.disks.remove(&disk);
+                self.host.drop_engine(disk);
+            }
+            Act::Unkeep => {
+                self.kept.pop();
+            }
+            Act::Collect => self.collect(),
+            Act::Removed { file } => {
+                self.host.own(file, Action::Fdatasync);
+                self.doing = Some(Doing::File);
+            }
+        }
+    }
+
+    fn live(&mut self, tag: u16, op: LiveOp, live: Live) {
+        let ticket = self.host.start(tag, op);
+        self.doing = Some(Doing::Live(tag, ticket, live));
+    }
+
+    fn new_image(&mut self, parent: u32, size_bytes: u64) -> u32 {
+        self.images += 1;
+        let image = child(self.images, Some(parent), size_bytes);
+        let file = self.host.io.add_file(image);
+        let parent = Some(parent);
+        self.nodes.insert(self.images, Node { file, parent });
+        self.images
+    }
+
+    fn size_of(&self, tag: u16) -> u64 {
+        self.host
+            .engine(tag)
+            .map_or(0, |engine| engine.size_bytes())
+    }
+
+    /// From here until the answer both chains are the disk: the new leaf is empty.
+    fn switch(&mut self, tag: u16) {
+        let Some(leaf) = self.leaf(tag) else { return };
+        let image = self.new_image(leaf, self.size_of(tag));
+        let (Some(node), Some(disk)) = (self.nodes.get(&image), self.disks.get_mut(&tag)) else {
+            return;
+        };
+        let layer = (node.file, Format::Vhd);
+        let spec = load(&self.host.io, layer, vhd_rs::Access::ReadWrite).expect("it loads");
+        let covered = disk.model.flush_begins();
+        let chain = [&[image], disk.chain.as_slice()].concat();
+        disk.record.push(chain.clone());
+        let op = LiveOp::SnapshotSwitch(Box::new(spec));
+        self.live(tag, op, Live::Switch(covered, chain));
+    }
+
+    fn leaf(&self, tag: u16) -> Option<u32> {
+        self.disks.get(&tag)?.chain.first().copied()
+    }
+
+    fn resize(&mut self, tag: u16) {
+        let Some(disk) = self.disks.get_mut(&tag) else {
+            return;
+        };
+        let virtual_bytes = (disk.sizes.1 + BLOCK).min(SIZE_MAX);
+        let covered = disk.model.flush_begins();
+        disk.sizes.1 = virtual_bytes;
+        let live = Live::Resize(covered, virtual_bytes);
+        self.live(tag, LiveOp::Resize { virtual_bytes }, live);
+    }
+
+    fn close(&mut self, tag: u16) {
+        let Some(disk) = self.disks.get_mut(&tag) else {
+            return;
+        };
+        disk.leaving = true;
+        let covered = disk.model.flush_begins();
+        self.live(tag, LiveOp::Close, Live::Close(covered));
+    }
+
+    fn answered(&mut self, tag: u16, live: Live) {
+        let Some(disk) = self.disks.get_mut(&tag) else {
+            return;
+        };
+        match live {
+            Live::Close(covered) => disk.model.flushed(&covered),
+            Live::Resize(covered, size) => {
+                disk.model.flushed(&covered);
+                disk.sizes.0 = size;
+            }
+            Live::Switch(covered, chain) => {
+                disk.model.flushed(&covered);
+                let below = std::mem::replace(&mut disk.chain, chain);
+                disk.record = vec![disk.chain.clone()];
+                if let Some(image) = below.first().copied() {
+                    let content = self.now(tag, &below);
+                    self.kept.push(super::Kept { image, content });
+                }
+            }
+        }
+    }
+
+    /// What a chain reads as now, where a disk's guest ever wrote.
+    fn now(&self, tag: u16, chain: &[u32]) -> Content {
+        let all = self.host.io.crash(&Crash::Subset(u64::MAX));
+        let nothing = Model::default();
+        let model = self.disks.get(&tag).map_or(&nothing, |disk| &disk.model);
+        let content = read_chain(&all, &files_of(&self.nodes, chain), model);
+        content.unwrap_or_else(|e| panic!("{self:?}: sealed chain: {e}"))
+    }
+
+    fn second(&mut self, of: u16) {
+        let chain = self.disks.get(&of).map(|disk| disk.chain.clone());
+        let below = chain
+            .as_deref()
+            .and_then(|chain| chain.get(1..))
+            .unwrap_or_default();
+        let Some(parent) = below.first().copied() else {
+            return;
+        };
+        let content = self.now(of, below);
+        let mut model = Model::default();
+        for (sector, value) in &content.sectors {
+            model.found(*sector, *value);
+        }
+        let image = self.new_image(parent, content.size_bytes);
+        let tag = self.disks.keys().max().map_or(1, |tag| tag + 1);
+        let chain = [&[image], below].concat();
+        self.add_disk(tag, chain, model);
+    }
+
+    /// Images that no chain of the record and no snapshot stands on.
+    fn orphans(&self) -> Vec<u32> {
+        let chains = self.disks.values().flat_map(|disk: &Disk| &disk.record);
+        let mut needed: BTreeSet<u32> = chains.flatten().copied().collect();
+        for kept in &self.kept {
+            needed.extend(self.ancestry(kept.image));
+        }
+        self.nodes
+            .keys()
+            .copied()
+            .filter(|number| !needed.contains(number))
+            .collect()
+    }
+
+    /// An image and what it stands on.
+    pub(super) fn ancestry(&self, image: u32) -> Vec<u32> {
+        let parent = |number: &u32| self.nodes.get(number)?.parent;
+        std::iter::successors(Some(image), parent).collect()
+    }
+
+    /// Removes one file, and comes again for the next. A file that went may come back until its
+    /// directory is durable, which here is the file's own barrier.
+    fn collect(&mut self) {
+        let Some(node) = self
+            .orphans()
+            .last()
+            .and_then(|number| self.nodes.remove(number))
+        else {
+            return;
+        };
+        self.host.own(node.file, Action::Truncate { size_bytes: 0 });
+        self.doing = Some(Doing::File);
+        self.acts.push_front(Act::Collect);
+        self.acts.push_front(Act::Removed { file: node.file });
+    }
+
+    /// What a start does about images that nothing names.
+    pub(super) fn drop_orphans(&mut self) {
+        for number in self.orphans() {
+            self.nodes.remove(&number);
+        }
+    }
+}
