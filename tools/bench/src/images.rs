@@ -3,6 +3,7 @@
 use crate::kind::{Family, Kind};
 use crate::ours::Cache;
 use crate::process;
+use crate::random::Random;
 use crate::server::Servers;
 use anyhow::{Context, Result};
 use rustix::fs::{Advice, fadvise};
@@ -69,7 +70,7 @@ pub(crate) async fn make_empty(
     match kind {
         Family::Ours | Family::QemuVpc => {
             let ours = servers.ours().await?;
-            ours.create(&image, virtual_bytes).await?;
+            ours.create(&image, virtual_bytes, None).await?;
             ours.stop().await
         }
         Family::QemuQcow2 => {
@@ -127,16 +128,13 @@ pub(crate) fn used_bytes(image: &Path) -> Result<u64> {
 
 fn write_random(path: &Path, bytes: u64) -> Result<()> {
     let mut file = File::create(path).with_context(|| format!("making {}", path.display()))?;
-    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut random = Random::new(1);
     let mut chunk = Vec::with_capacity(CHUNK_BYTES);
     let mut left = bytes;
     while left > 0 {
         chunk.clear();
         while chunk.len() < CHUNK_BYTES {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            chunk.extend_from_slice(&state.to_le_bytes());
+            chunk.extend_from_slice(&random.next().to_le_bytes());
         }
         let now = left.min(CHUNK_BYTES as u64);
         file.write_all(chunk.get(..now as usize).context("a chunk")?)?;

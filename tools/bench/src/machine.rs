@@ -58,6 +58,12 @@ impl Usage {
     }
 }
 
+/// Whether the kernel let go of its clean caches; needs root.
+pub(crate) fn drop_caches() -> bool {
+    rustix::fs::sync();
+    fs::write("/proc/sys/vm/drop_caches", "3").is_ok()
+}
+
 /// The versions of what is measured with and against, in one line.
 pub(crate) async fn versions() -> String {
     let mut all = Vec::new();

@@ -17,7 +17,7 @@
 //! | `ours`, `peer` | medians over the rounds, each with its first and third quartile |
 //! | `ratio` | median of ours / theirs, round by round, with its quartiles: what slows the machine for a while slows both sides of a round, so this is steadier than either value |
 //! | `n` | rounds the row rests on; 1 is a single look, not a measurement |
-//! | `load` | most cores that anything else on the machine used during one of the rounds. A round with more than [`machine::DISTURBED_CORES`] is run again, so often; what is still above it was measured on a busy machine |
+//! | `load` | most cores that anything else on the machine used during one of the rounds; for an experiment, just before or just after it. A round with more than [`machine::DISTURBED_CORES`] is run again, so often, and an experiment waits a while for less; what is still above it was measured on a busy machine |
 //! | `[…]` | what limits the value, such as a client that has no more to give |
 //!
 //! A peer whose name ends in `recorded` was not run: tapdisk and libvhd's vhd-util are not in
@@ -39,21 +39,27 @@
 #![forbid(unsafe_code)]
 
 mod account;
+mod chains;
+mod check;
 mod fio;
+mod guest;
 mod images;
 mod kind;
 mod machine;
 mod measure;
 mod measured;
 mod memory;
+mod offline;
 mod ours;
 mod plan;
 mod points;
 mod process;
+mod random;
 mod row;
 mod rows;
 mod run;
 mod server;
+mod snapshot;
 mod stage;
 mod stats;
 mod table;
@@ -72,6 +78,9 @@ struct Args {
     /// The xylem-tapdisk to measure; a release build
     #[arg(long)]
     tapdisk: PathBuf,
+    /// The vhd-util to measure; a release build
+    #[arg(long)]
+    vhd_util: PathBuf,
     /// Folder on a disk, preferably ext4; what is made in it is removed
     #[arg(long, default_value = ".")]
     disk: PathBuf,

@@ -45,6 +45,8 @@ pub(crate) struct Effort {
 /// What the measuring needs besides a medium.
 pub(crate) struct Measuring<'a> {
     pub(crate) servers: &'a Servers,
+    /// The tool for files that nobody has open.
+    pub(crate) vhd_util: &'a Path,
     pub(crate) effort: Effort,
     pub(crate) tracer: Tracer,
     /// Folder for the client's reports.
@@ -216,7 +218,7 @@ impl Measuring<'_> {
                 place.insert(self.servers.start(kind, dir, medium.cache()).await?)
             }
         };
-        let run = self.run(job, server, traced).await?;
+        let run = self.run_on(job, server, traced).await?;
         if job.writes() && (medium.cache() == Cache::Page || kind.family == Family::NbdkitFile) {
             // What it left in the page cache is not to be written while the next one runs.
             settle(&image)?;
@@ -247,7 +249,7 @@ impl Measuring<'_> {
             };
             first.run(&server.uri, self.scratch).await?;
         }
-        let run = self.run(job, &server, traced).await?;
+        let run = self.run_on(job, &server, traced).await?;
         server.stop().await?;
         let (mut sample, rss_bytes_max) = run;
         sample.grown_bytes = used_bytes(&image)?.checked_sub(before);
@@ -255,25 +257,35 @@ impl Measuring<'_> {
         Ok((sample, rss_bytes_max))
     }
 
-    async fn run(&self, job: &Job, server: &Server, traced: bool) -> Result<(Sample, u64)> {
+    async fn run_on(&self, job: &Job, server: &Server, traced: bool) -> Result<(Sample, u64)> {
+        let sample = self.run(job, server.pid, &server.uri, traced).await?;
+        Ok((sample, account::rss_bytes_max(server.pid)?))
+    }
+
+    /// Runs the client once against the server with that process id.
+    ///
+    /// # Errors
+    /// When the client fails or the server is gone.
+    ///
+    /// # Cancel safety
+    /// Safe: the client is ended.
+    pub(crate) async fn run(&self, job: &Job, pid: u32, uri: &str, traced: bool) -> Result<Sample> {
         let usage = Usage::now()?;
-        let before = account::cpu_seconds(server.pid)?;
+        let before = account::cpu_seconds(pid)?;
         let (outcome, counts): (Outcome, _) = if traced {
-            let tracer = self.tracer;
-            let run = tracer.run(job, server.pid, &server.uri, self.scratch);
+            let run = self.tracer.run(job, pid, uri, self.scratch);
             run.await.map(|(outcome, counts)| (outcome, Some(counts)))?
         } else {
-            (job.run(&server.uri, self.scratch).await?, None)
+            (job.run(uri, self.scratch).await?, None)
         };
-        let cpu_seconds = account::cpu_seconds(server.pid)? - before;
-        let sample = Sample {
+        let cpu_seconds = account::cpu_seconds(pid)? - before;
+        Ok(Sample {
             outcome,
             cpu_seconds,
             foreign_cores: usage.foreign_cores_since(cpu_seconds)?,
             grown_bytes: None,
             counts,
-        };
-        Ok((sample, account::rss_bytes_max(server.pid)?))
+        })
     }
 }
 

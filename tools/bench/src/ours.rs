@@ -2,11 +2,14 @@
 
 use crate::process::signal;
 use anyhow::{Context, Result};
+use datapath::protocol::ParentRef;
 use datapath::{Access, Client, Extent, Format, NewImage, Supervisor, SupervisorConfig, listen};
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use rustix::process::Signal;
 use std::fs::{File, OpenOptions};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 use units::{DpId, RequestId};
 use uuid::Uuid;
 
@@ -27,6 +30,13 @@ pub(crate) enum Cache {
 pub(crate) struct Installed {
     pub(crate) binary: PathBuf,
     pub(crate) run_dir: PathBuf,
+}
+
+/// A VHD that was written here.
+#[derive(Debug, Clone)]
+pub(crate) struct Image {
+    pub(crate) path: PathBuf,
+    pub(crate) uuid: Uuid,
 }
 
 /// One running process; killed when dropped.
@@ -60,48 +70,106 @@ impl Ours {
         self.client.pid()
     }
 
-    /// Writes an empty dynamic VHD.
+    /// Writes an empty VHD, dynamic or on top of a parent.
     ///
     /// # Errors
     /// Those of the file and the process.
-    pub(crate) async fn create(&self, path: &Path, virtual_bytes: u64) -> Result<()> {
+    pub(crate) async fn create(
+        &self,
+        path: &Path,
+        virtual_bytes: u64,
+        parent: Option<&Image>,
+    ) -> Result<Image> {
+        let uuid = Uuid::new_v4();
         let image = NewImage {
-            uuid: Uuid::new_v4(),
+            uuid,
             virtual_bytes,
             resize_max_bytes: virtual_bytes,
-            parent: None,
+            parent: parent.map(parent_ref).transpose()?,
             extent: Extent::Grows,
         };
         let file = open(path)?.into();
         self.client
             .image_create(&RequestId::random(), image, file)
             .await?;
-        Ok(())
+        Ok(Image {
+            path: path.to_owned(),
+            uuid,
+        })
     }
 
-    /// Opens a VHD and serves it; returns the URI.
+    /// Opens a chain, leaf first, without serving it; returns how long the process took.
+    ///
+    /// # Errors
+    /// Those of the files and the process.
+    pub(crate) async fn open(&self, chain: &[&Path], cache: Cache) -> Result<Duration> {
+        self.open_for(chain, cache, Access::ReadWrite).await
+    }
+
+    /// As [`Ours::open`], of a chain that others may have open too.
+    ///
+    /// # Errors
+    /// As [`Ours::open`].
+    pub(crate) async fn open_to_read(&self, chain: &[&Path], cache: Cache) -> Result<Duration> {
+        self.open_for(chain, cache, Access::ReadOnly).await
+    }
+
+    async fn open_for(&self, chain: &[&Path], cache: Cache, access: Access) -> Result<Duration> {
+        let files: Vec<File> = chain.iter().map(|path| open(path)).collect::<Result<_>>()?;
+        let mut layers = Vec::with_capacity(files.len());
+        for file in &files {
+            layers.push((Format::Vhd, file.try_clone()?.into()));
+        }
+        let rid = RequestId::random();
+        let begun = Instant::now();
+        self.client
+            .open(&rid, &disk()?, layers, Extent::Grows, access)
+            .await?;
+        let took = begun.elapsed();
+        for file in &files {
+            go_direct(file, cache)?;
+        }
+        Ok(took)
+    }
+
+    /// Serves the open disk; returns the URI.
+    ///
+    /// # Errors
+    /// Those of the process.
+    pub(crate) async fn serve(&self) -> Result<String> {
+        let socket = self.supervisor.nbd_socket(&self.name)?;
+        let rid = RequestId::random();
+        self.client
+            .serve(&rid, &disk()?, DISK, listen(&socket)?)
+            .await?;
+        Ok(format!("nbd+unix:///{DISK}?socket={}", socket.display()))
+    }
+
+    /// Puts an image that was made on top of the leaf there; returns when it was asked for and when
+    /// it was done.
     ///
     /// # Errors
     /// Those of the file and the process.
-    pub(crate) async fn serve(&self, path: &Path, cache: Cache) -> Result<String> {
-        let file = open(path)?;
-        let ours = file.try_clone()?;
-        let (disk, rid) = (disk()?, RequestId::random());
-        let layers = vec![(Format::Vhd, file.into())];
+    pub(crate) async fn snapshot(&self, leaf: &Image, cache: Cache) -> Result<(Instant, Instant)> {
+        let file = open(&leaf.path)?;
+        let container = file.try_clone()?.into();
+        let (rid, disk) = (RequestId::random(), disk()?);
+        let asked = Instant::now();
         self.client
-            .open(&rid, &disk, layers, Extent::Grows, Access::ReadWrite)
+            .snapshot(&rid, &disk, leaf.uuid, container)
             .await?;
-        if cache == Cache::Direct {
-            // Metadata is read while opening with reads of any length, which O_DIRECT refuses; what
-            // comes after is aligned. The flag belongs to the open file that both processes share.
-            let flags = fcntl_getfl(&ours)? | OFlags::DIRECT;
-            fcntl_setfl(&ours, flags).context("setting O_DIRECT")?;
-        }
-        let socket = self.supervisor.nbd_socket(&self.name)?;
-        self.client
-            .serve(&rid, &disk, DISK, listen(&socket)?)
-            .await?;
-        Ok(format!("nbd+unix:///{DISK}?socket={}", socket.display()))
+        let done = Instant::now();
+        go_direct(&file, cache)?;
+        Ok((asked, done))
+    }
+
+    /// Ends the process, which has no disk.
+    ///
+    /// # Errors
+    /// When it does not end.
+    pub(crate) async fn exit(self) -> Result<()> {
+        let rid = RequestId::random();
+        Ok(self.supervisor.exit(&self.name, &rid).await?)
     }
 
     /// Closes the disk and ends the process.
@@ -111,8 +179,7 @@ impl Ours {
     pub(crate) async fn stop(self) -> Result<()> {
         let rid = RequestId::random();
         self.client.close(&rid, &disk()?).await?;
-        self.supervisor.exit(&self.name, &rid).await?;
-        Ok(())
+        self.exit().await
     }
 }
 
@@ -125,7 +192,26 @@ impl Drop for Ours {
     }
 }
 
-fn disk() -> Result<DpId> {
+/// Metadata is read while opening with reads of any length, which `O_DIRECT` refuses; what comes
+/// after is aligned. The flag belongs to the open file that both processes share.
+fn go_direct(file: &File, cache: Cache) -> Result<()> {
+    if cache == Cache::Direct {
+        let flags = fcntl_getfl(file)? | OFlags::DIRECT;
+        fcntl_setfl(file, flags).context("setting O_DIRECT")?;
+    }
+    Ok(())
+}
+
+fn parent_ref(parent: &Image) -> Result<ParentRef> {
+    let name = parent.path.file_name().context("an image without a name")?;
+    Ok(ParentRef {
+        name: name.to_string_lossy().into_owned(),
+        uuid: parent.uuid,
+        mtime_unix_s: std::fs::metadata(&parent.path)?.mtime(),
+    })
+}
+
+pub(crate) fn disk() -> Result<DpId> {
     DISK.parse().context("the name of the disk")
 }
 

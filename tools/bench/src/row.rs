@@ -3,7 +3,7 @@
 use crate::kind::{Kind, TAPDISK_PROMISE};
 use crate::measured::Measured;
 use crate::plan::{Against, Aim, Goal, TAPDISK};
-use crate::stats::Summary;
+use crate::stats::{Summary, part_of};
 use serde::{Deserialize, Serialize};
 
 /// A client that uses more of its core than this is the limit, not the server.
@@ -113,6 +113,33 @@ impl Row {
         Some(row)
     }
 
+    /// A row of which the value is the part of measurements below which so many lie, such as 0.99;
+    /// the spreads are quartiles still.
+    pub(crate) fn of_part(
+        id: &str,
+        work: &str,
+        medium: &str,
+        part: f64,
+        ours: &[f64],
+        peer: &Peer,
+        aim: Aim,
+    ) -> Option<Self> {
+        let mut row = Self::against(id, work, medium, ours, peer, aim)?;
+        let (our, their) = (part_of(ours, part)?, part_of(&peer.values, part)?);
+        row.ours = our;
+        row.peer = Some(their);
+        row.ratio = Some(our / their);
+        row.ratio_spread = None;
+        row.met = aim.is_met(our, row.ratio);
+        Some(row)
+    }
+
+    /// With a remark.
+    pub(crate) fn note(mut self, note: impl Into<String>) -> Self {
+        self.note = Some(note.into());
+        self
+    }
+
     /// The row of a goal; `None` when it was not measured (no counter for it on this machine).
     pub(crate) fn of(goal: &Goal, measured: &Measured, disk: &str) -> Option<Self> {
         let metric = goal.metric;
@@ -193,6 +220,20 @@ mod tests {
         let row = Row::against("P1", "x", "tmpfs", &[1.0, 2.0, 9.0], &peer, aim).unwrap();
         assert_eq!((row.ratio, row.pairs, row.met), (Some(0.2), 3, true));
         assert!(row.recorded && row.peer_spread.is_none());
+    }
+
+    #[test]
+    fn a_row_of_a_part_is_judged_by_that_part() {
+        let ours: Vec<f64> = (1..=101).map(f64::from).collect();
+        let peer = Peer {
+            name: "calm".to_owned(),
+            values: vec![10.0; 101],
+            recorded: false,
+        };
+        let row = Row::of_part("P11", "x", "tmpfs", 0.99, &ours, &peer, Aim::Most(99.0));
+        let row = row.unwrap();
+        assert_eq!((row.ours, row.ratio, row.met), (100.0, Some(10.0), false));
+        assert_eq!(row.ours_spread, [26.0, 76.0]);
     }
 
     #[test]

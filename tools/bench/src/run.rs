@@ -1,7 +1,7 @@
 //! One run: stage after stage, each with its own failures, and the tables at the end.
 
 use crate::kind::Family;
-use crate::machine::{self, Usage};
+use crate::machine::{self, DISTURBED_CORES, Usage};
 use crate::measure::{Effort, Measuring, Standing};
 use crate::ours::Installed;
 use crate::plan::Medium;
@@ -10,7 +10,7 @@ use crate::rows::Rows;
 use crate::server::Servers;
 use crate::stage::{Experiment, Stage};
 use crate::trace::Tracer;
-use crate::{Args, account, images, memory, table};
+use crate::{Args, account, chains, check, images, memory, offline, snapshot, table};
 use anyhow::{Context, Result, bail};
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -19,8 +19,11 @@ use tempfile::TempDir;
 /// Magic number of ext4 in `statfs`.
 const EXT4: i64 = 0xEF53;
 
-/// How long the machine is watched before anything is done with it.
+/// How long the machine is watched when nothing is done with it.
 const LOOK: Duration = Duration::from_millis(500);
+
+/// How long an experiment waits for the machine to be quiet.
+const QUIET: Duration = Duration::from_secs(10);
 
 /// What making the images of one file system takes, about.
 const IMAGES: Duration = Duration::from_secs(15);
@@ -50,8 +53,10 @@ pub(crate) async fn bench(args: &Args) -> Result<()> {
         binary: std::path::absolute(&args.tapdisk)?,
         run_dir: scratch.path().to_owned(),
     });
+    let vhd_util = std::path::absolute(&args.vhd_util)?;
     let measuring = Measuring {
         servers: &servers,
+        vhd_util: &vhd_util,
         effort: effort(args),
         tracer: Tracer::find().await,
         scratch: scratch.path(),
@@ -139,21 +144,59 @@ async fn one(
                 .collect())
         }
         Stage::Experiment(experiment, medium) => {
+            let before = quiet(measuring.effort.quick).await?;
             let dir = tempfile::tempdir_in(places.root(medium))?;
-            match experiment {
-                Experiment::Memory => {
-                    memory::measure(measuring.servers, dir.path(), measuring.scratch).await
-                }
+            let on = medium.on(places.disk_name);
+            let done = run_experiment(experiment, measuring, dir.path(), medium, &on).await;
+            dir.close()?;
+            let mut rows = done?;
+            let load = before.max(look().await?);
+            for row in &mut rows {
+                row.foreign_cores.get_or_insert(load);
             }
+            Ok(rows)
         }
     }
 }
 
-/// Says what is going to be done with what, for how long and beside whom.
-async fn introduce(stages: &[Stage], measuring: &Measuring<'_>) -> Result<()> {
+async fn run_experiment(
+    experiment: Experiment,
+    with: &Measuring<'_>,
+    dir: &Path,
+    medium: Medium,
+    on: &str,
+) -> Result<Vec<Row>> {
+    match experiment {
+        Experiment::Chains => chains::measure_speed(with, dir, on).await,
+        Experiment::OpenChain => chains::measure_open(with, dir, on).await,
+        Experiment::Offline => offline::measure(with, dir, medium, on).await,
+        Experiment::Snapshot => snapshot::measure(with, dir, on).await,
+        Experiment::Memory => memory::measure(with, dir, on).await,
+        Experiment::Check => check::measure(with, dir, on).await,
+    }
+}
+
+/// Cores that others use just now.
+async fn look() -> Result<f64> {
     let usage = Usage::now()?;
     tokio::time::sleep(LOOK).await;
-    let foreign = usage.foreign_cores_since(0.0)?;
+    usage.foreign_cores_since(0.0)
+}
+
+/// Waits for a while until others leave the machine alone, unless it must be quick; returns how
+/// many cores they use then.
+async fn quiet(quick: bool) -> Result<f64> {
+    let mut least = look().await?;
+    let until = Instant::now() + QUIET;
+    while !quick && least > DISTURBED_CORES && Instant::now() < until {
+        least = look().await?;
+    }
+    Ok(least)
+}
+
+/// Says what is going to be done with what, for how long and beside whom.
+async fn introduce(stages: &[Stage], measuring: &Measuring<'_>) -> Result<()> {
+    let foreign = look().await?;
     let sum: Duration = stages.iter().map(|s| s.estimate(&measuring.effort)).sum();
     println!("{}", machine::versions().await);
     println!(

@@ -61,9 +61,10 @@ impl Servers {
         let image = dir.join(kind.file());
         if kind.family == Family::Ours {
             let ours = self.ours().await?;
+            ours.open(&[&image], cache).await?;
             return Ok(Server {
                 pid: ours.pid(),
-                uri: ours.serve(&image, cache).await?,
+                uri: ours.serve().await?,
                 running: Running::Ours(ours),
             });
         }

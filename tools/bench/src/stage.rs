@@ -16,28 +16,62 @@ pub(crate) enum Stage {
 /// What needs more than servers and fio.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Experiment {
+    /// P7.
+    Chains,
+    /// P7.
+    OpenChain,
+    /// P10, on files that nobody has open.
+    Offline,
+    /// P11.
+    Snapshot,
     /// P13.
     Memory,
+    /// P14.
+    Check,
 }
 
 impl Experiment {
-    const ALL: [(Self, &'static [Medium]); 1] = [(Self::Memory, &[Medium::Tmpfs])];
+    const ALL: [(Self, &'static [Medium]); 6] = [
+        (Self::Chains, &[Medium::DiskDirect]),
+        (Self::OpenChain, &[Medium::DiskDirect]),
+        (Self::Offline, &[Medium::DiskCached, Medium::Tmpfs]),
+        (Self::Snapshot, &[Medium::DiskDirect, Medium::Tmpfs]),
+        (Self::Memory, &[Medium::Tmpfs]),
+        (Self::Check, &[Medium::DiskCached, Medium::Tmpfs]),
+    ];
 
     fn id(self) -> &'static str {
         match self {
+            Self::Chains | Self::OpenChain => "P7",
+            Self::Offline => "P10",
+            Self::Snapshot => "P11",
             Self::Memory => "P13",
+            Self::Check => "P14",
         }
     }
 
     fn name(self) -> &'static str {
         match self {
+            Self::Chains => "chains of 30 and 500 layers beside their base",
+            Self::OpenChain => "opening 30 layers of 1 TiB",
+            Self::Offline => "coalescing files",
+            Self::Snapshot => "snapshots of a busy disk",
             Self::Memory => "memory of a disk of 1 TiB",
+            Self::Check => "checking 256 GiB",
         }
     }
 
     fn seconds(self, quick: bool) -> u64 {
         match (self, quick) {
-            (Self::Memory, _) => 3,
+            (Self::Chains, true) => 15,
+            (Self::Chains, false) => 120,
+            (Self::OpenChain, true) => 5,
+            (Self::OpenChain, false) => 10,
+            (Self::Offline, true) => 5,
+            (Self::Offline, false) => 45,
+            (Self::Snapshot, true) => 3,
+            (Self::Snapshot, false) => 12,
+            (Self::Memory | Self::Check, _) => 3,
         }
     }
 }

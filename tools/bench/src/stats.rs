@@ -14,8 +14,7 @@ pub(crate) struct Summary {
 impl Summary {
     /// Summarises what was measured; `None` when nothing was.
     pub(crate) fn of(values: &[f64]) -> Option<Self> {
-        let mut sorted: Vec<f64> = values.iter().copied().filter(|v| v.is_finite()).collect();
-        sorted.sort_by(f64::total_cmp);
+        let sorted = sorted(values);
         Some(Self {
             low: quantile(&sorted, 0.25)?,
             median: quantile(&sorted, 0.5)?,
@@ -29,6 +28,17 @@ impl Summary {
         let ratios: Vec<f64> = ours.iter().zip(theirs).map(|(a, b)| a / b).collect();
         Self::of(&ratios)
     }
+}
+
+/// The value below which a part of all values lies: 0.5 is the median, 1 the largest.
+pub(crate) fn part_of(values: &[f64], part: f64) -> Option<f64> {
+    quantile(&sorted(values), part)
+}
+
+fn sorted(values: &[f64]) -> Vec<f64> {
+    let mut sorted: Vec<f64> = values.iter().copied().filter(|v| v.is_finite()).collect();
+    sorted.sort_by(f64::total_cmp);
+    sorted
 }
 
 /// The value below which `part` of `sorted` lies, between two neighbours by straight line.

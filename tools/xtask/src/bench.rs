@@ -49,7 +49,7 @@ pub(crate) fn bench(options: &Options) -> Result<()> {
 fn datapath(options: &Options) -> Result<()> {
     setup::bench_packages()?;
     let mut build = cargo(&["build", "--release", "--locked", "--bins"]);
-    for package in ["tapdisk", "bench"] {
+    for package in ["tapdisk", "vhd-util", "bench"] {
         build.args(["--package", package]);
     }
     run(build)?;
@@ -58,6 +58,8 @@ fn datapath(options: &Options) -> Result<()> {
     bench
         .arg("--tapdisk")
         .arg(release.join("xylem-tapdisk"))
+        .arg("--vhd-util")
+        .arg(release.join("vhd-util"))
         .arg("--disk")
         .arg(target());
     for (name, wanted) in [("--quick", options.quick), ("--resume", options.resume)] {
