@@ -2,7 +2,7 @@
 
 mod disk;
 
-pub use disk::{DiskLatencies, DiskSettings, DiskStats, Limit, Limits};
+pub use disk::{DiskLatencies, DiskSettings, DiskStats, Limit, Limits, OnError, Paused, Policy};
 
 use serde::{Deserialize, Serialize};
 use units::{DpId, RequestId};
@@ -166,6 +166,19 @@ pub enum Request {
         /// All of its limits from now on.
         limits: Limits,
     },
+    /// Changes what happens when the storage refuses a request. A disk that is paused for what is
+    /// now to be reported goes on, and the requests that were kept fail.
+    SetPolicy {
+        /// The datapath's name.
+        disk: DpId,
+        /// The policy from now on.
+        policy: Policy,
+    },
+    /// Ends a disk's pause: what was kept is tried again. One that is not paused is a success.
+    Resume {
+        /// The datapath's name.
+        disk: DpId,
+    },
     /// Ends the process once no disk is open; refused with `busy` before.
     Exit,
     /// Writes a new VHD into an empty container (one descriptor). Idempotent: a container that holds
@@ -219,6 +232,8 @@ impl Request {
             Self::List => "list",
             Self::Stats { .. } => "stats",
             Self::SetLimits { .. } => "set-limits",
+            Self::SetPolicy { .. } => "set-policy",
+            Self::Resume { .. } => "resume",
             Self::Exit => "exit",
             Self::ImageCreate { .. } => "image-create",
             Self::ImageQuery { .. } => "image-query",
@@ -243,7 +258,7 @@ pub enum Reply {
     },
     /// It is done.
     Done,
-    /// To `Open`, `Snapshot`, `Resize`, `SetLimits`.
+    /// To `Open`, `Snapshot`, `Resize`, `SetLimits`, `SetPolicy`, `Resume`.
     Disk(Box<DiskState>),
     /// To `List`.
     Disks {
@@ -276,6 +291,9 @@ pub struct DiskState {
     /// How it behaves.
     #[serde(default)]
     pub settings: DiskSettings,
+    /// Set while requests wait for the storage to recover.
+    #[serde(default)]
+    pub paused: Option<Paused>,
 }
 
 /// Why a request did not work.

@@ -33,6 +33,7 @@ mod limits;
 mod live;
 mod load;
 mod map;
+mod pause;
 mod read;
 mod request;
 mod reserve;
@@ -49,6 +50,7 @@ mod write;
 mod zero;
 
 pub use layer::{LayerImage, LayerSpec};
+pub use pause::Paused;
 pub use request::{
     Done, Error, ErrorKind, Extent, ExtentState, Finished, LiveOp, Request, Scope, Ticket,
 };
@@ -115,6 +117,7 @@ pub struct Engine {
     poisoned: Option<String>,
     stats: stats::Stats,
     throttle: limits::Throttle,
+    pause: pause::Pause,
     /// Scratch of `resolve`, kept for its memory.
     pieces: Vec<Piece>,
     zeros: Option<block::SharedBuffer>,
@@ -167,6 +170,7 @@ impl Engine {
             poisoned: None,
             stats: stats::Stats::default(),
             throttle: limits::Throttle::default(),
+            pause: pause::Pause::default(),
             pieces: Vec::new(),
             zeros: None,
         })
@@ -215,11 +219,16 @@ impl Engine {
     /// When the engine must hear of the time although nothing else happens; see
     /// [`Engine::set_now`].
     pub fn wake_at_us(&self) -> Option<u64> {
-        let stands_still = self.held.is_empty() || self.frozen || self.live.is_some();
-        self.throttle.wake_at_us().filter(|_| !stands_still)
+        if self.frozen || self.live.is_some() {
+            return None;
+        }
+        let tokens = self.throttle.wake_at_us();
+        let tokens = tokens.filter(|_| !self.held.is_empty());
+        tokens.into_iter().chain(self.pause.probe_at_us()).min()
     }
 
     fn wake(&mut self) {
+        self.probe();
         self.release_held();
     }
 

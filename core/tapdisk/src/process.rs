@@ -262,6 +262,7 @@ impl Process {
                 self.owners.insert(key, id.clone());
             }
             more |= disk.work(&mut self.reactor, now, outcomes, &mut gone);
+            disk.note_pause(id);
         }
         for key in gone {
             self.owners.remove(&key);

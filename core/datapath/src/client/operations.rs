@@ -3,7 +3,7 @@
 use super::{Client, unexpected};
 use crate::protocol::{
     Access, DiskLatencies, DiskSettings, DiskState, Error, Extent, Format, ImageInfo, Limits,
-    ParentRef, Reply, Request,
+    ParentRef, Policy, Reply, Request,
 };
 use std::os::fd::OwnedFd;
 use units::{DpId, RequestId};
@@ -220,6 +220,32 @@ impl Client {
             limits,
         };
         self.disk("set-limits", request_id, request, vec![]).await
+    }
+
+    /// Changes what happens when the storage refuses a request.
+    ///
+    /// # Errors
+    /// As [`Client::call`].
+    pub async fn set_policy(
+        &self,
+        request_id: &RequestId,
+        disk: &DpId,
+        policy: Policy,
+    ) -> Result<DiskState, Error> {
+        let request = Request::SetPolicy {
+            disk: disk.clone(),
+            policy,
+        };
+        self.disk("set-policy", request_id, request, vec![]).await
+    }
+
+    /// Ends a disk's pause.
+    ///
+    /// # Errors
+    /// As [`Client::call`].
+    pub async fn resume(&self, request_id: &RequestId, disk: &DpId) -> Result<DiskState, Error> {
+        let request = Request::Resume { disk: disk.clone() };
+        self.disk("resume", request_id, request, vec![]).await
     }
 
     /// Ends the process; `Busy` while it has disks.

@@ -1,5 +1,6 @@
 //! How a disk behaves and what is counted of it.
 
+use super::ErrorKind;
 use crate::histogram::Histogram;
 use serde::{Deserialize, Serialize};
 
@@ -13,6 +14,42 @@ pub struct DiskSettings {
     /// For front ends without flush: a change is answered only when it is durable. Changes that
     /// come together share a flush.
     pub write_through: bool,
+    /// What happens when the storage refuses a request.
+    pub policy: Policy,
+}
+
+/// What happens when the storage refuses a request. A barrier that fails is always reported, and
+/// poisons the disk.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Policy {
+    /// When there is no space left, in the file system, the volume or the image.
+    pub on_no_space: OnError,
+    /// When the storage answers with any other error.
+    pub on_io_error: OnError,
+}
+
+/// What happens on one kind of error.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnError {
+    /// The request is answered with it.
+    #[default]
+    Report,
+    /// The request is kept and the disk paused, until somebody resumes it; for want of space also
+    /// until there is some again. Only then the client gets an answer.
+    Pause,
+}
+
+/// Why a disk is paused.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Paused {
+    /// The error that was met: `NoSpace` or `Io`.
+    pub kind: ErrorKind,
+    /// The thing and the number.
+    pub message: String,
+    /// Since when, in milliseconds of the Unix epoch.
+    pub since_unix_ms: u64,
 }
 
 /// How much a disk may do in a second; `None` is as much as it can. Flushes are free and never
@@ -64,7 +101,7 @@ pub struct DiskStats {
     pub in_flight: u32,
     /// Most requests in flight at any time.
     pub in_flight_max: u32,
-    /// Those of `in_flight` that are held back: frozen or beyond a limit.
+    /// Those of `in_flight` that are held back: frozen, paused or beyond a limit.
     pub held: u32,
     /// Sum over time of the requests in flight, in microseconds: divided by the time between two
     /// readings it is the mean queue depth.

@@ -340,6 +340,7 @@ impl Outside {
             poisoned: None,
             stats: datapath::protocol::DiskStats::default(),
             settings: datapath::DiskSettings::default(),
+            paused: None,
         })
     }
 

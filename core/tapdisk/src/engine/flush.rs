@@ -17,6 +17,7 @@
 //! writes with FUA, and in write-through mode every change. A barrier that fails poisons the disk.
 
 use super::Engine;
+use super::pause::Stall;
 use super::request::Error;
 use super::state::{Context, Kind};
 use block::{Action, SharedBuffer};
@@ -267,7 +268,9 @@ impl Engine {
                 self.live_flushed(error.clone());
             } else {
                 request.error = error.clone();
-                self.finish(index);
+                if !(failed && self.stall(index, Stall::Flush)) {
+                    self.finish(index);
+                }
             }
         }
         if self.nothing_to_flush() {

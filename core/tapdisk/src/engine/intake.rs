@@ -1,6 +1,7 @@
 //! Taking requests in: what is possible at all, what is held back, how a request is cut into parts.
 
 use super::layer::BLOCK_SECTORS;
+use super::pause::Passes;
 use super::request::{Error, ErrorKind, Request, Scope, Ticket};
 use super::state::{Active, Held, Kind, Part, Span};
 use super::{Engine, REQUEST_BYTES_MAX, REQUESTS_MAX};
@@ -34,7 +35,10 @@ impl Engine {
         }
         let since_us = self.stats.now_us;
         let own = ticket.is_own() && !self.is_held();
-        if own || self.gate(&request, self.held.is_empty()) == Gate::Open {
+        // Reads pass changes that a pause holds back, but not each other.
+        let first =
+            self.held.is_empty() || self.pause.lets_reads_pass() && !self.throttle.is_waiting();
+        if own || self.gate(&request, first) == Gate::Open {
             self.begin(ticket, request, since_us);
         } else {
             self.held.push_back(Held {
@@ -49,6 +53,8 @@ impl Engine {
     /// Lets held requests go as far as possible, in order: after a thaw, a live operation, a pause,
     /// or when there are tokens.
     pub(super) fn release_held(&mut self) {
+        self.throttle.stop_waiting();
+        self.restart_kept();
         let mut at = 0;
         while let Some(held) = self.held.get(at) {
             if self.closed {
@@ -83,8 +89,14 @@ impl Engine {
     /// Whether a request may begin; takes its tokens if so. `first` when nothing waits before it.
     fn gate(&mut self, request: &Request, first: bool) -> Gate {
         if self.frozen || self.live.is_some() {
-            Gate::Shut
-        } else if first || matches!(request, Request::Flush) {
+            return Gate::Shut;
+        }
+        match self.pause.passes(request) {
+            Passes::Yes => {}
+            Passes::No => return Gate::Wait,
+            Passes::Nobody => return Gate::Shut,
+        }
+        if first || matches!(request, Request::Flush) {
             if self.take_tokens(request) {
                 Gate::Open
             } else {

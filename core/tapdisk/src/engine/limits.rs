@@ -92,6 +92,15 @@ impl Throttle {
         true
     }
 
+    /// Nobody waits for tokens, until somebody finds too few again.
+    pub(super) fn stop_waiting(&mut self) {
+        self.waiting = false;
+    }
+
+    pub(super) fn is_waiting(&self) -> bool {
+        self.waiting
+    }
+
     /// When the next request may start, if one waits for that.
     pub(super) fn wake_at_us(&self) -> Option<u64> {
         let buckets = self.requests.iter().chain(&self.bytes);
@@ -107,6 +116,7 @@ fn bytes_moved(request: &Request) -> u64 {
     match request {
         Request::Read { len_bytes, .. } => u64::from(*len_bytes),
         Request::Write { data, .. } => data.len() as u64,
+        Request::WriteShared { data, .. } => data.len() as u64,
         Request::WriteZeroes {
             len_bytes,
             may_trim: false,

@@ -33,7 +33,7 @@ enum Stage {
 #[derive(Debug)]
 pub(super) struct Live {
     request: u32,
-    op: LiveOp,
+    pub(super) op: LiveOp,
     stage: Stage,
     steps: VecDeque<Step>,
 }
@@ -46,7 +46,9 @@ impl Engine {
         if let Err(error) = self.check_live(&op) {
             return self.answer(ticket, Err(error));
         }
-        if matches!(op, LiveOp::Close) {
+        let closing = matches!(op, LiveOp::Close);
+        let failed = if closing { self.fail_held() } else { None };
+        if closing {
             self.lift_limits();
         }
         let active = Active {
@@ -63,6 +65,9 @@ impl Engine {
             stage: Stage::Draining,
             steps: VecDeque::new(),
         });
+        if let Some(error) = failed {
+            self.fail_kept(&error);
+        }
         self.go_on_with_live();
     }
 
@@ -98,7 +103,15 @@ impl Engine {
     /// Looks whether the disk has gone quiet. Called whenever something finished.
     pub(super) fn go_on_with_live(&mut self) {
         let Some(live) = &mut self.live else { return };
-        let quiet = self.requests.len() == 1 && self.contexts.len() == 0 && self.flush.is_idle();
+        // With nothing under way, what is queued is so behind what a pause keeps.
+        let kept = self.pause.kept();
+        let kept = if kept > 0 {
+            kept + self.ordered.len()
+        } else {
+            0
+        };
+        let quiet =
+            self.requests.len() == 1 + kept && self.contexts.len() == 0 && self.flush.is_idle();
         if live.stage != Stage::Draining || !quiet {
             return;
         }

@@ -78,6 +78,7 @@ impl Engine {
         self.stats = std::mem::take(&mut old.stats);
         // They were good for the old one.
         let _ = self.set_limits(old.limits());
+        self.set_policy(old.policy());
     }
 
     /// Whether a live operation is under way or the disk is frozen.

@@ -1,6 +1,7 @@
 //! Requests in flight: their parts, the operations made for them, their answers.
 
 use super::Engine;
+use super::pause::Stall;
 use super::request::{Done, Error, ErrorKind, Extent, Finished, Request, Scope, Ticket};
 use crate::engine::layer::BLOCK_SECTORS;
 use block::{Action, Buffer, Completion, FileId, Op, Payload, SharedBuffer};
@@ -130,6 +131,12 @@ impl Engine {
         if request.pending > 0 {
             return;
         }
+        if request.error.is_some() && self.stall(index, Stall::Parts) {
+            return;
+        }
+        let Some(request) = self.requests.get(index) else {
+            return;
+        };
         match request.kind {
             Kind::Write { fua, .. } | Kind::Zero { fua, .. } => {
                 let durable = fua && request.error.is_none();
@@ -175,6 +182,7 @@ impl Engine {
             Kind::Zero { .. } | Kind::Flush | Kind::Live => {}
         }
         self.answer(ticket, error.map_or(Ok(done), Err));
+        self.probe_ended(index);
         self.go_on_with_live();
     }
 
@@ -240,6 +248,9 @@ impl Engine {
         }
         if self.poisoned.is_some() {
             self.start_due_flush();
+            if self.pause.is_on() {
+                self.resume();
+            }
         }
         self.go_on_with_live();
     }

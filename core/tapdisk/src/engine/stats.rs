@@ -94,7 +94,7 @@ impl Engine {
         let u32_of = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
         DiskStats {
             in_flight: u32_of(self.requests_in_flight()),
-            held: u32_of(self.held.len()),
+            held: u32_of(self.held.len().saturating_add(self.pause.kept())),
             ..self.stats.counts
         }
     }

@@ -7,10 +7,10 @@ use crate::engine::{self, Done, Engine, Finished, LiveOp, Request, Ticket};
 use crate::frontend::{Answer, BlockRun, Buffers, Errno, Failure, Job, Slot, Work};
 use crate::nbd::Export;
 use block::{Buffer, FileId};
-use datapath::protocol::{Access, DiskSettings, DiskState, Extent};
+use datapath::protocol::{Access, DiskSettings, DiskState, ErrorKind, Extent, Paused};
 use std::collections::{BTreeMap, HashMap};
 use std::os::fd::AsFd;
-use std::time::Instant;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use units::DpId;
 
 /// Clients of one disk; QEMU needs one, copies a few.
@@ -71,6 +71,8 @@ pub(super) struct Disk {
     clients: BTreeMap<Key, Connection>,
     pending: HashMap<u64, Pending>,
     last_ticket: u64,
+    /// The engine's pause as it was noticed.
+    paused: Option<Paused>,
     /// Kept for its memory.
     jobs: Vec<Job>,
 }
@@ -91,6 +93,7 @@ impl Disk {
             clients: BTreeMap::new(),
             pending: HashMap::new(),
             last_ticket: 0,
+            paused: None,
             jobs: Vec::new(),
         }
     }
@@ -105,6 +108,7 @@ impl Disk {
             poisoned: self.engine.poisoned().map(str::to_owned),
             stats: self.engine.stats(),
             settings: self.settings(),
+            paused: self.paused.clone(),
         }
     }
 
@@ -113,6 +117,7 @@ impl Disk {
         DiskSettings {
             limits: self.engine.limits(),
             write_through: self.engine.is_write_through(),
+            policy: self.engine.policy(),
         }
     }
 
@@ -120,7 +125,26 @@ impl Disk {
     pub(super) fn set_settings(&mut self, settings: DiskSettings) -> Result<(), engine::Error> {
         self.engine.set_limits(settings.limits)?;
         self.engine.set_write_through(settings.write_through);
+        self.engine.set_policy(settings.policy);
         Ok(())
+    }
+
+    /// Takes note of the beginning and the end of a pause.
+    pub(super) fn note_pause(&mut self, id: &DpId) {
+        match (self.engine.paused(), &self.paused) {
+            // An error of the storage may follow on want of space.
+            (Some(paused), known)
+                if known.as_ref().map(|known| &known.message) != Some(&paused.error.message) =>
+            {
+                tracing::error!(disk = %id, error = %paused.error, "paused");
+                self.paused = Some(noted(paused));
+            }
+            (None, Some(_)) => {
+                tracing::info!(disk = %id, "goes on after a pause");
+                self.paused = None;
+            }
+            _ => {}
+        }
     }
 
     /// The layers' files as the ring knows them.
@@ -363,6 +387,21 @@ impl Buffers for Engine {
 
     fn give(&mut self, buffer: Buffer) {
         self.give_buffer(buffer);
+    }
+}
+
+/// A pause that has just begun, as the protocol has it.
+fn noted(paused: &engine::Paused) -> Paused {
+    let kind = match paused.error.kind {
+        engine::ErrorKind::NoSpace => ErrorKind::NoSpace,
+        _ => ErrorKind::Io,
+    };
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    let since_ms = since.unwrap_or_default().as_millis();
+    Paused {
+        kind,
+        message: paused.error.message.clone(),
+        since_unix_ms: u64::try_from(since_ms).unwrap_or(u64::MAX),
     }
 }
 

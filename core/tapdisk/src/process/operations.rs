@@ -143,6 +143,8 @@ impl Process {
             (Request::List, _) => Some(Ok(self.list())),
             (Request::Stats { disk }, _) => Some(self.stats(&disk)),
             (Request::SetLimits { disk, limits }, _) => Some(self.set_limits(&disk, limits)),
+            (Request::SetPolicy { disk, policy }, _) => Some(self.set_policy(&disk, policy)),
+            (Request::Resume { disk }, _) => Some(self.resume(&disk)),
             (Request::Exit, _) => Some(self.exit(to)),
             (request, Some(fd)) => Some(self.image(request, fd)),
             (request, None) => {

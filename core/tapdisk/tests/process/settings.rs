@@ -1,10 +1,11 @@
 //! Limits, write-through and statistics of a disk that is served, by control message.
 
 use crate::bench::{Bench, MIB, dp, nbd, pattern, rid};
-use datapath::nbd::WriteFlags;
-use datapath::protocol::{DiskSettings, Limit, Limits};
-use datapath::{Access, ErrorKind, Extent, Format};
+use datapath::nbd::{ErrorKind as NbdErrorKind, WriteFlags};
+use datapath::protocol::{DiskSettings, Limit, Limits, OnError, Policy};
+use datapath::{Access, ErrorKind, Extent, Format, NewImage};
 use std::time::{Duration, Instant};
+use uuid::Uuid;
 
 const PLAIN: WriteFlags = WriteFlags {
     fua: false,
@@ -105,4 +106,69 @@ async fn settings_come_with_open_and_with_opening_again() {
             assert!(stats.barriers >= 2, "answered, so it is durable");
         }
     }
+}
+
+#[tokio::test]
+async fn a_full_container_pauses_the_disk_which_says_so_until_it_is_told_to_report() {
+    let bench = Bench::new();
+    let client = bench.client("vm").await;
+    bench.volume("lv", 7 * MIB);
+    let image = NewImage {
+        uuid: Uuid::new_v4(),
+        virtual_bytes: 32 * MIB,
+        resize_max_bytes: 32 * MIB,
+        parent: None,
+        extent: Extent::Reserved,
+    };
+    let (rid, dp) = (rid(), dp("d"));
+    let made = client.image_create(&rid, image, bench.file("lv"));
+    made.await.unwrap();
+    let settings = DiskSettings {
+        policy: Policy {
+            on_no_space: OnError::Pause,
+            on_io_error: OnError::Report,
+        },
+        ..DiskSettings::default()
+    };
+    let (layers, access) = (vec![(Format::Vhd, bench.file("lv"))], Access::ReadWrite);
+    let opened = client.open_with(&rid, &dp, layers, Extent::Reserved, access, settings);
+    assert_eq!(opened.await.unwrap().paused, None);
+    let socket = bench.serve_open(&client, "d").await;
+    let disk = nbd(&socket, "d").await;
+    let writer = disk.clone();
+    let writing = tokio::spawn(async move {
+        for block in 0..16 {
+            let data = pattern(block, 4096);
+            writer.write(block * 2 * MIB, data, PLAIN).await?;
+        }
+        Ok::<_, datapath::nbd::Error>(())
+    });
+    let paused = loop {
+        let state = client.list(&rid).await.unwrap().remove(0);
+        if let Some(paused) = state.paused {
+            assert!(state.stats.held >= 1 && state.stats.errors == 0);
+            break paused;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    };
+    assert_eq!(paused.kind, ErrorKind::NoSpace);
+    assert!(paused.since_unix_ms > 1_700_000_000_000);
+    assert!(disk.read(0, 4096).await.unwrap() == pattern(0, 4096));
+    disk.flush().await.unwrap();
+    // Resumed in vain: the container is as full as before, and it is another pause.
+    client.resume(&rid, &dp).await.unwrap();
+    assert!(!writing.is_finished());
+    let state = client
+        .set_policy(&rid, &dp, Policy::default())
+        .await
+        .unwrap();
+    assert_eq!(
+        (state.paused, state.settings.policy),
+        (None, Policy::default())
+    );
+    let error = writing.await.unwrap().unwrap_err();
+    assert_eq!(error.kind(), NbdErrorKind::NoSpace, "{error}");
+    let log = bench.log("vm");
+    assert!(log.contains("\"paused\"") && log.contains("goes on after a pause"));
+    client.close(&rid, &dp).await.unwrap();
 }

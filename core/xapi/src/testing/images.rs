@@ -61,6 +61,7 @@ impl State {
             poisoned: None,
             stats: Default::default(),
             settings: Default::default(),
+            paused: None,
         })
     }
 }
