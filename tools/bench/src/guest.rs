@@ -301,3 +301,103 @@ impl Span {
         self.sent <= to && self.answered >= from
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::Path;
+    use std::process::{Child, Command};
+
+    /// A server that everybody has; ended when dropped.
+    struct Nbdkit(Child);
+
+    impl Nbdkit {
+        fn start(socket: &Path, arguments: &[&str]) -> Self {
+            let mut command = Command::new("nbdkit");
+            command.args(["--foreground", "--exit-with-parent", "--unix"]);
+            Self(command.arg(socket).args(arguments).spawn().unwrap())
+        }
+    }
+
+    impl Drop for Nbdkit {
+        fn drop(&mut self) {
+            let _ = self.0.kill();
+            let _ = self.0.wait();
+        }
+    }
+
+    fn connect(socket: &Path) -> Guest {
+        let uri = format!("nbd+unix:///?socket={}", socket.display());
+        let until = Instant::now() + Duration::from_secs(10);
+        loop {
+            match Guest::connect(&uri) {
+                Ok(guest) => return guest,
+                Err(e) => assert!(Instant::now() < until, "{e:#}"),
+            }
+        }
+    }
+
+    #[test]
+    fn every_request_is_answered_and_told_of_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("socket");
+        let _server = Nbdkit::start(&socket, &["memory", "16M"]);
+        let mut guest = connect(&socket);
+        assert_eq!(guest.size_bytes, 16 << 20);
+        let writes = (0..16u64).map(|index| Op::Write {
+            offset: index << 20,
+            bytes: 1 << 20,
+        });
+        let reads = (0..1000u64).map(|index| Op::Read {
+            offset: index * 4096,
+            bytes: 4096,
+        });
+        let mut told = 0;
+        let ops = writes.chain([Op::Flush]).chain(reads);
+        guest
+            .run(32, ops, |span| {
+                assert!(span.answered >= span.sent);
+                told += 1;
+            })
+            .unwrap();
+        assert_eq!(told, 16 + 1 + 1000);
+    }
+
+    #[test]
+    fn a_request_that_fails_ends_the_run() {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("socket");
+        let arguments = [
+            "--filter=error",
+            "memory",
+            "16M",
+            "error=EIO",
+            "error-rate=100%",
+        ];
+        let _server = Nbdkit::start(&socket, &arguments);
+        let op = Op::Read {
+            offset: 0,
+            bytes: 4096,
+        };
+        let error = connect(&socket).run(1, [op], |_| ()).unwrap_err();
+        assert!(error.to_string().contains("error 5"), "{error:#}");
+    }
+
+    #[tokio::test]
+    async fn a_busy_guest_stops_when_it_is_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("socket");
+        let _server = Nbdkit::start(&socket, &["memory", "16M"]);
+        drop(connect(&socket));
+        let load = Load {
+            depth: 8,
+            request_bytes: 4096,
+            reads: 50,
+            seed: 1,
+        };
+        let uri = format!("nbd+unix:///?socket={}", socket.display());
+        let busy = Busy::start(&uri, load).unwrap();
+        // It fails if a request did, and does not end if it is not told.
+        busy.stop().await.unwrap();
+    }
+}

@@ -170,6 +170,38 @@ impl Measuring<'_> {
         Ok(measured)
     }
 
+    /// Does something in rounds: as many as asked for, and some again in which others used the
+    /// machine. A round says how many cores that was; returns what is left of the quietest, in
+    /// order, and the most cores among them.
+    ///
+    /// # Errors
+    /// When a round fails.
+    ///
+    /// # Cancel safety
+    /// That of the rounds.
+    pub(crate) async fn rounds<T>(
+        &self,
+        mut round: impl AsyncFnMut(usize) -> Result<(T, f64)>,
+    ) -> Result<(Vec<T>, f64)> {
+        let (mut done, effort) = (Vec::new(), &self.effort);
+        loop {
+            let loads = done.iter().map(|(_, cores): &(T, f64)| *cores);
+            let disturbed = loads.filter(|cores| *cores > DISTURBED_CORES).count();
+            if done.len() >= effort.rounds + disturbed.min(effort.repeats) {
+                break;
+            }
+            done.push(round(done.len()).await?);
+        }
+        while done.len() > effort.rounds {
+            let loads = done.iter().enumerate();
+            let loudest = loads.max_by(|(_, (_, a)), (_, (_, b))| a.total_cmp(b));
+            let index = loudest.map_or(0, |(index, _)| index);
+            done.remove(index);
+        }
+        let most = done.iter().map(|(_, cores)| *cores).fold(0.0, f64::max);
+        Ok((done.into_iter().map(|(value, _)| value).collect(), most))
+    }
+
     async fn round(
         &self,
         field: &Field,

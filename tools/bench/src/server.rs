@@ -146,7 +146,7 @@ fn qemu_nbd(kind: Kind, image: &Path, socket: &Path, cache: Cache) -> Command {
     let file = escaped(image);
     let mut command = Command::new("qemu-nbd");
     command
-        .args(["--persistent", "--shared=4", "--image-opts"])
+        .args(["--persistent", "--shared=32", "--image-opts"])
         .arg(format!("--cache={mode}"))
         .arg(format!("--aio={aio}"))
         .arg(format!("--socket={}", socket.display()))

@@ -22,11 +22,18 @@ struct Reader {
     uri: String,
 }
 
+/// Rounds of a deep chain and of what it is compared with.
+struct Pairs {
+    pairs: Vec<(Speed, Speed)>,
+    foreign_cores: f64,
+}
+
 /// What one run of it came to.
 #[derive(Debug, Clone, Copy)]
 struct Speed {
     iops: f64,
     cpu_per_100k: f64,
+    foreign_cores: f64,
 }
 
 /// Measures chains of 30 and of 500 layers, and qcow2's chain of 30 to compare.
@@ -71,7 +78,7 @@ pub(crate) async fn measure(with: &Measuring<'_>, dir: &Path, medium: &str) -> R
 }
 
 /// The deep chain, and its full base alone in a process of its own, in turn.
-async fn beside_one(with: &Measuring<'_>, chain: Chain) -> Result<Vec<(Speed, Speed)>> {
+async fn beside_one(with: &Measuring<'_>, chain: Chain) -> Result<Pairs> {
     // The base has been sealed long ago: all may read it.
     let shallow: Ours = with.servers.ours().await?;
     shallow.open_to_read(&chain.below(0), Cache::Direct).await?;
@@ -89,7 +96,7 @@ async fn beside_one(with: &Measuring<'_>, chain: Chain) -> Result<Vec<(Speed, Sp
     Ok(pairs)
 }
 
-async fn pairs(with: &Measuring<'_>, deep: &Reader, one: &Reader) -> Result<Vec<(Speed, Speed)>> {
+async fn pairs(with: &Measuring<'_>, deep: &Reader, one: &Reader) -> Result<Pairs> {
     for reader in [deep, one] {
         // All bitmaps once, as on a disk that has been in use for a while.
         let warm = Job {
@@ -101,15 +108,20 @@ async fn pairs(with: &Measuring<'_>, deep: &Reader, one: &Reader) -> Result<Vec<
         };
         warm.run(&reader.uri, with.scratch).await?;
     }
-    let mut pairs = Vec::new();
-    for round in 0..with.effort.rounds {
+    let rounds = with.rounds(async |round| {
         let job = random_read(with, round as u64);
-        pairs.push((
+        let (deep, one) = (
             speed(with, &job, deep).await?,
             speed(with, &job, one).await?,
-        ));
-    }
-    Ok(pairs)
+        );
+        let foreign_cores = deep.foreign_cores.max(one.foreign_cores);
+        Ok(((deep, one), foreign_cores))
+    });
+    let (pairs, foreign_cores) = rounds.await?;
+    Ok(Pairs {
+        pairs,
+        foreign_cores,
+    })
 }
 
 async fn speed(with: &Measuring<'_>, job: &Job, reader: &Reader) -> Result<Speed> {
@@ -118,6 +130,7 @@ async fn speed(with: &Measuring<'_>, job: &Job, reader: &Reader) -> Result<Speed
     Ok(Speed {
         iops: requests / sample.outcome.seconds,
         cpu_per_100k: sample.cpu_seconds / requests * 1e5,
+        foreign_cores: sample.foreign_cores,
     })
 }
 
@@ -160,22 +173,24 @@ fn rows_of(
     depth: usize,
     cpu_most: f64,
     medium: &str,
-    pairs: &[(Speed, Speed)],
+    measured: &Pairs,
     note: Option<String>,
 ) -> Vec<Row> {
     let row = |metric: &str, value: fn(&Speed) -> f64, aim| {
         let work =
             format!("4 KiB random read, depth 32, {depth} layers above a full base: {metric}");
-        let ours: Vec<f64> = pairs.iter().map(|(deep, _)| value(deep)).collect();
+        let pairs = measured.pairs.iter();
+        let ours: Vec<f64> = pairs.clone().map(|(deep, _)| value(deep)).collect();
         let peer = Peer {
             name: "xylem-tapdisk, base alone".to_owned(),
-            values: pairs.iter().map(|(_, one)| value(one)).collect(),
+            values: pairs.map(|(_, one)| value(one)).collect(),
             recorded: false,
         };
         let row = Row::against("P7", &work, medium, &ours, &peer, aim);
-        row.map(|row| match &note {
-            Some(note) => row.note(note.clone()),
-            None => row,
+        row.map(|mut row| {
+            row.foreign_cores = Some(measured.foreign_cores);
+            row.note.clone_from(&note);
+            row
         })
     };
     let cpu = row(
@@ -187,8 +202,9 @@ fn rows_of(
     cpu.into_iter().chain(iops).collect()
 }
 
-fn ratio(pairs: &[(Speed, Speed)], value: fn(&Speed) -> f64) -> f64 {
-    let (deep, one): (Vec<f64>, Vec<f64>) = pairs.iter().map(|(a, b)| (value(a), value(b))).unzip();
+fn ratio(measured: &Pairs, value: fn(&Speed) -> f64) -> f64 {
+    let pairs = measured.pairs.iter();
+    let (deep, one): (Vec<f64>, Vec<f64>) = pairs.map(|(a, b)| (value(a), value(b))).unzip();
     Summary::of_ratios(&deep, &one).map_or(f64::NAN, |summary| summary.median)
 }
 
