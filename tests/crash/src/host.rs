@@ -1,6 +1,7 @@
 //! One simulated disk under several engines, as one process has them.
 
-use block::{Action, BlockIo, Completion, FileId, Op, SimDisk, Token, Wait};
+use crate::flaw::{Carrier, Flaw};
+use block::{Action, Completion, FileId, Op, SimDisk, Token};
 use datapath::Access;
 use std::collections::BTreeMap;
 use tapdisk::engine::{Config, Done, Engine, Error, Finished, LayerSpec, LiveOp, Request, Ticket};
@@ -14,7 +15,7 @@ const OWNER: u16 = u16::MAX;
 /// The disk, and the engines on it by their tags.
 #[derive(Debug)]
 pub(crate) struct Host {
-    pub(crate) io: SimDisk,
+    carrier: Carrier,
     engines: BTreeMap<u16, Engine>,
     finished: Vec<Finished>,
     /// What became of the owner's own operation.
@@ -24,15 +25,23 @@ pub(crate) struct Host {
 }
 
 impl Host {
-    pub(crate) fn new(io: SimDisk) -> Self {
+    pub(crate) fn new(disk: SimDisk, flaw: Option<Flaw>) -> Self {
         Self {
-            io,
+            carrier: Carrier::new(disk, flaw),
             engines: BTreeMap::new(),
             finished: Vec::new(),
             own: None,
             scratch: Vec::new(),
             last_ticket: 0,
         }
+    }
+
+    pub(crate) fn io(&self) -> &SimDisk {
+        &self.carrier.disk
+    }
+
+    pub(crate) fn io_mut(&mut self) -> &mut SimDisk {
+        &mut self.carrier.disk
     }
 
     pub(crate) fn open(
@@ -81,6 +90,7 @@ impl Host {
 
     pub(crate) fn start(&mut self, tag: u16, op: LiveOp) -> Ticket {
         let ticket = self.ticket();
+        self.carrier.switching = matches!(op, LiveOp::SnapshotSwitch(_));
         if let Some(engine) = self.engines.get_mut(&tag) {
             engine.start(ticket, op);
         }
@@ -91,7 +101,7 @@ impl Host {
     pub(crate) fn own(&mut self, file: FileId, action: Action) {
         let token = Token::from(OWNER) << TOKEN_BITS;
         self.own = None;
-        self.io.submit(Op {
+        self.carrier.submit(Op {
             token,
             file,
             action,
@@ -107,7 +117,7 @@ impl Host {
     pub(crate) fn step(&mut self) -> bool {
         self.hand_over();
         let mut done = std::mem::take(&mut self.scratch);
-        self.io.poll(Wait::Forever, &mut done).expect("the carrier");
+        self.carrier.poll(&mut done).expect("the carrier");
         for completion in done.drain(..) {
             let tag = (completion.token >> TOKEN_BITS) as u16;
             if tag == OWNER {
@@ -122,13 +132,13 @@ impl Host {
             self.finished
                 .extend(std::iter::from_fn(|| engine.next_finished()));
         }
-        self.io.in_flight() > 0
+        self.carrier.in_flight() > 0
     }
 
     fn hand_over(&mut self) {
         for engine in self.engines.values_mut() {
             while let Some(op) = engine.next_op() {
-                self.io.submit(op);
+                self.carrier.submit(op);
             }
         }
     }
@@ -139,6 +149,7 @@ impl Host {
             .finished
             .iter()
             .position(|finished| finished.ticket == ticket)?;
-        Some(self.finished.swap_remove(index).result)
+        let finished = self.finished.swap_remove(index);
+        Some(finished.result)
     }
 }

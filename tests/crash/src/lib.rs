@@ -11,6 +11,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod flaw;
 mod host;
 pub mod kill;
 pub mod op;

@@ -98,6 +98,7 @@ fn sweep(args: &Args) -> Result<ExitCode> {
         jobs: args.jobs.unwrap_or(threads),
         opinion_every: args.opinion_every,
         qemu_every: args.qemu_every,
+        flaw: None,
     };
     // The text of a violation is printed below with its replay.
     std::panic::set_hook(Box::new(|_| {}));

@@ -1,5 +1,6 @@
 //! Many workloads on many threads, each state judged once wherever it comes up.
 
+use crate::flaw::Flaw;
 use crate::opinion;
 use crate::workload::{Workload, perform, short_workloads};
 use crate::world::{Effort, Left, Witness};
@@ -33,6 +34,8 @@ pub struct Plan {
     pub opinion_every: u64,
     /// One of those in so many is flattened and compared by QEMU.
     pub qemu_every: u64,
+    /// What is to be found, to see whether it is.
+    pub flaw: Option<Flaw>,
 }
 
 /// What came of it.
@@ -149,7 +152,7 @@ pub fn replay(workload: &Workload, effort: Effort) -> Result<u64> {
         opinion_every: 1,
         qemu_every: 100,
     };
-    caught(|| perform(workload, effort, judge)).map_err(anyhow::Error::msg)?;
+    caught(|| perform(workload, effort, None, judge)).map_err(anyhow::Error::msg)?;
     Ok(known.states.count())
 }
 
@@ -185,7 +188,7 @@ pub fn run(plan: &Plan, progress: &(dyn Fn(&Outcome) + Sync)) -> Result<Outcome>
                 opinion_every: plan.opinion_every,
                 qemu_every: plan.qemu_every,
             };
-            let result = caught(|| perform(&workload, plan.effort, judge));
+            let result = caught(|| perform(&workload, plan.effort, plan.flaw, judge));
             let mut outcome = outcome.lock();
             outcome.states = known.states.count();
             outcome.judged = known.judged.count();

@@ -1,5 +1,6 @@
 //! Workloads: what is done to a world, as a text that gives the same again.
 
+use crate::flaw::Flaw;
 use crate::op::Op;
 use crate::world::{Effort, Start, Witness, World};
 use anyhow::{Context, Result, bail};
@@ -110,15 +111,15 @@ pub fn short_workloads(max: u32) -> Vec<Workload> {
 }
 
 /// Runs one in a world of its own; a violation is a panic.
-pub fn perform<W: Witness>(workload: &Workload, effort: Effort, witness: W) {
+pub fn perform<W: Witness>(workload: &Workload, effort: Effort, flaw: Option<Flaw>, witness: W) {
     match workload {
-        Workload::Long(seed) => long(*seed, effort, witness),
+        Workload::Long(seed) => long(*seed, effort, flaw, witness),
         Workload::Short {
             start,
             together,
             ops,
         } => {
-            let mut world = World::new(7, *start, Order::Fifo, effort, witness);
+            let mut world = World::new(7, *start, Order::Fifo, effort, flaw, witness);
             for (index, op) in ops.iter().enumerate() {
                 world.look(*together || index + 1 == ops.len());
                 world.submit(*op);
@@ -131,10 +132,10 @@ pub fn perform<W: Witness>(workload: &Workload, effort: Effort, witness: W) {
     }
 }
 
-fn long<W: Witness>(seed: u64, effort: Effort, witness: W) {
+fn long<W: Witness>(seed: u64, effort: Effort, flaw: Option<Flaw>, witness: W) {
     let order = Order::Random(Rng::new(seed));
     let (start, _) = Start::ALL[seed as usize % Start::ALL.len()];
-    let mut world = World::new(seed, start, order, effort, witness);
+    let mut world = World::new(seed, start, order, effort, flaw, witness);
     if seed % 8 == 5 {
         world.write_through();
     }

@@ -17,6 +17,7 @@ mod owner;
 
 pub use cut::{Effort, Expected, Left, LeftChain, States, Witness};
 
+use crate::flaw::Flaw;
 use crate::host::Host;
 use crate::op::Op;
 use block::{Buffer, FileId, Order, RamDisk, Rng, SimDisk};
@@ -120,6 +121,7 @@ pub struct World<W> {
     effort: Effort,
     looking: bool,
     write_through: bool,
+    flaw: Option<Flaw>,
     witness: W,
     history: Vec<&'static str>,
     turns: u64,
@@ -141,7 +143,15 @@ fn put(rig: &mut Rig<RamDisk>, model: &mut Model, first: u64, value: u64) {
 
 impl<W: Witness> World<W> {
     /// Durable images of three blocks; the base has one block, each image above it a part of it.
-    pub fn new(seed: u64, start: Start, order: Order, effort: Effort, witness: W) -> Self {
+    /// With a flaw, the world does not do all it should.
+    pub fn new(
+        seed: u64,
+        start: Start,
+        order: Order,
+        effort: Effort,
+        flaw: Option<Flaw>,
+        witness: W,
+    ) -> Self {
         let (parents, leaves) = start.images();
         let mut ram = RamDisk::new();
         let mut nodes = BTreeMap::new();
@@ -181,7 +191,7 @@ impl<W: Witness> World<W> {
         }
         let images = models.len();
         let mut world = Self {
-            host: Host::new(SimDisk::from_ram(&ram, order)),
+            host: Host::new(SimDisk::from_ram(&ram, order), flaw),
             nodes,
             images: u32::try_from(images).unwrap_or(u32::MAX),
             disks: BTreeMap::new(),
@@ -195,6 +205,7 @@ impl<W: Witness> World<W> {
             effort,
             looking: true,
             write_through: false,
+            flaw,
             witness,
             history: Vec::new(),
             turns: 0,
@@ -224,7 +235,8 @@ impl<W: Witness> World<W> {
             return;
         };
         let files = files_of(&self.nodes, &disk.chain);
-        let layers = load_chain(&self.host.io, &files, Access::ReadWrite).expect("the images open");
+        let layers =
+            load_chain(self.host.io(), &files, Access::ReadWrite).expect("the images open");
         let opened = self.host.open(tag, layers, self.write_through);
         opened.expect("the chain opens");
         let size = self
@@ -315,6 +327,7 @@ impl<W: Witness> World<W> {
         let change = disk.model.change((first..).zip(values), false);
         let offset = first * SECTOR;
         let meaning = self.meaning(change, fua);
+        let fua = fua && self.flaw != Some(Flaw::ForgottenFua);
         self.run(tag, Request::Write { offset, data, fua }, meaning);
     }
 
@@ -388,7 +401,7 @@ impl<W: Witness> World<W> {
     pub fn crash_and_reopen(&mut self) {
         let left = self
             .host
-            .io
+            .io()
             .cuts(block::Grain::Sector)
             .sample(&mut self.crashes);
         self.history.push("crash");
@@ -409,7 +422,7 @@ impl<W: Witness> World<W> {
             }
         }
         let order = Order::Random(Rng::new(self.rng.next_u64()));
-        self.host = Host::new(SimDisk::from_ram(&left, order));
+        self.host = Host::new(SimDisk::from_ram(&left, order), self.flaw);
         for (tag, disk) in disks {
             self.add_disk(tag, disk.chain, disk.model);
         }

@@ -30,6 +30,7 @@ fn twenty_thousand_distinct_crashes_leave_legal_values() {
         jobs: 2,
         opinion_every: 200,
         qemu_every: 20,
+        flaw: None,
     };
     let outcome = sweep::run(&plan, &|_| {}).expect("it runs");
     assert!(
@@ -121,7 +122,7 @@ fn states(doubted: usize) -> (Vec<u64>, Result<(), String>) {
     };
     let order = Order::Random(Rng::new(3));
     let run = std::panic::AssertUnwindSafe(|| {
-        let mut world = World::new(3, Start::Parent, order, TINY, &mut doubter);
+        let mut world = World::new(3, Start::Parent, order, TINY, None, &mut doubter);
         for op in [Op::WriteNew, Op::Zeroes, Op::Flush, Op::WriteOld] {
             world.submit(op);
         }

@@ -15,7 +15,7 @@ const EFFORT: Effort = Effort {
 fn any_power_cut_with_many_requests_in_flight_leaves_legal_values() {
     let mut states = States::default();
     for seed in 0..24 {
-        perform(&Workload::Long(seed), EFFORT, &mut states);
+        perform(&Workload::Long(seed), EFFORT, None, &mut states);
     }
     let states = states.left.len();
     assert!(states >= 5000, "only {states} crash states");
@@ -27,7 +27,7 @@ fn whatever_a_disk_without_a_cache_answered_survives_any_power_cut() {
     for seed in 0..24 {
         let order = Order::Random(Rng::new(seed));
         let start = Start::ALL[seed as usize % Start::ALL.len()].0;
-        let mut world = World::new(seed, start, order, EFFORT, &mut states);
+        let mut world = World::new(seed, start, order, EFFORT, None, &mut states);
         world.write_through();
         for _ in 0..8 {
             for _ in 0..1 + world.rng().below(4) {
@@ -53,7 +53,7 @@ fn whatever_a_disk_without_a_cache_answered_survives_any_power_cut() {
 fn recovery_that_is_cut_off_again_leaves_legal_values() {
     for seed in 0..20 {
         let start = Start::ALL[seed as usize % Start::ALL.len()].0;
-        let mut world = World::new(seed, start, Order::Fifo, EFFORT, States::default());
+        let mut world = World::new(seed, start, Order::Fifo, EFFORT, None, States::default());
         for op in [
             Op::WriteNew,
             Op::WriteAcross,
@@ -92,7 +92,7 @@ fn a_world_with_one_operation_in_flight_crashes_in_exactly_the_ways_there_are() 
             samples: 0,
         };
         let order = Order::Random(Rng::new(seed));
-        let mut world = World::new(7, Start::Alone, order, effort, &mut states);
+        let mut world = World::new(7, Start::Alone, order, effort, None, &mut states);
         world.submit(op);
         world.settle();
         drop(world);

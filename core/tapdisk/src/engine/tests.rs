@@ -6,7 +6,6 @@ mod faults;
 mod files;
 mod limits;
 mod live;
-mod memory;
 mod pause;
 mod random;
 mod write_through;

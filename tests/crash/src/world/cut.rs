@@ -120,14 +120,14 @@ impl<W: super::Witness> World<W> {
             exhaustive_max,
             samples,
         } = self.effort;
-        let fine = self.host.io.cuts(Grain::Sector);
+        let fine = self.host.io().cuts(Grain::Sector);
         if fine.count() <= 1 << exhaustive_max {
             for index in 0..fine.count() {
                 self.check(&("sectors", index), &fine.nth(index));
             }
             return;
         }
-        let coarse = self.host.io.cuts(Grain::Change);
+        let coarse = self.host.io().cuts(Grain::Change);
         if coarse.changes() <= exhaustive_max as usize && coarse.count() <= ALL_MAX {
             for index in 0..coarse.count() {
                 self.check(&("changes", index), &coarse.nth(index));

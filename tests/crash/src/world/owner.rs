@@ -4,6 +4,7 @@
 
 use super::cut::{Content, read_chain};
 use super::{Disk, Node, World, files_of};
+use crate::flaw::Flaw;
 use crate::op::Op;
 use crate::world::Witness;
 use block::{Action, Crash};
@@ -31,6 +32,8 @@ pub(super) enum Act {
     Open { disk: u16 },
     /// The record knows the disk no more.
     Forget { disk: u16 },
+    /// The file of a disk's leaf goes whatever the record says.
+    RemoveLeaf { disk: u16 },
     /// The record knows the snapshot no more.
     Unkeep,
     /// The files of images that nothing needs go.
@@ -89,8 +92,9 @@ impl<W: Witness> World<W> {
         let Some(last) = tags.last().copied() else {
             return;
         };
-        let chosen = self.rng.below(tags.len() as u64) as usize;
-        let disk = tags.get(chosen).copied().unwrap_or(last);
+        // By turns, beginning with the one that came last: it is also the one that is deleted.
+        let disk = tags.get(self.history.len() % tags.len());
+        let disk = disk.copied().unwrap_or(last);
         let is_single = self
             .disks
             .get(&disk)
@@ -99,6 +103,11 @@ impl<W: Witness> World<W> {
             Op::Snapshot => &[Act::Switch { disk }],
             Op::Clone if is_single => &[Act::Switch { disk }, Act::Second { of: disk }],
             Op::Clone => &[Act::Second { of: disk }],
+            Op::Delete if tags.len() > 1 && self.flaw == Some(Flaw::EarlyDelete) => &[
+                Act::Close { disk: last },
+                Act::RemoveLeaf { disk: last },
+                Act::Forget { disk: last },
+            ],
             Op::Delete if tags.len() > 1 => &[
                 Act::Close { disk: last },
                 Act::Forget { disk: last },
@@ -123,6 +132,12 @@ impl<W: Witness> World<W> {
                 self.disks.remove(&disk);
                 self.host.drop_engine(disk);
             }
+            Act::RemoveLeaf { disk } => {
+                let node = self.leaf(disk).and_then(|leaf| self.nodes.get(&leaf));
+                if let Some(file) = node.map(|node| node.file) {
+                    self.remove(file);
+                }
+            }
             Act::Unkeep => {
                 self.kept.pop();
             }
@@ -142,7 +157,7 @@ impl<W: Witness> World<W> {
     fn new_image(&mut self, parent: u32, size_bytes: u64) -> u32 {
         self.images += 1;
         let image = child(self.images, Some(parent), size_bytes);
-        let file = self.host.io.add_file(image);
+        let file = self.host.io_mut().add_file(image);
         let parent = Some(parent);
         self.nodes.insert(self.images, Node { file, parent });
         self.images
@@ -162,7 +177,7 @@ impl<W: Witness> World<W> {
             return;
         };
         let layer = (node.file, Format::Vhd);
-        let spec = load(&self.host.io, layer, vhd_rs::Access::ReadWrite).expect("it loads");
+        let spec = load(self.host.io(), layer, vhd_rs::Access::ReadWrite).expect("it loads");
         let covered = disk.model.flush_begins();
         let chain = [&[image], disk.chain.as_slice()].concat();
         disk.record.push(chain.clone());
@@ -181,6 +196,9 @@ impl<W: Witness> World<W> {
         let virtual_bytes = (disk.sizes.1 + BLOCK).min(SIZE_MAX);
         let covered = disk.model.flush_begins();
         disk.sizes.1 = virtual_bytes;
+        if self.flaw == Some(Flaw::EarlyResize) {
+            disk.sizes.0 = virtual_bytes;
+        }
         let live = Live::Resize(covered, virtual_bytes);
         self.live(tag, LiveOp::Resize { virtual_bytes }, live);
     }
@@ -207,7 +225,11 @@ impl<W: Witness> World<W> {
             Live::Switch(covered, chain) => {
                 disk.model.flushed(&covered);
                 let below = std::mem::replace(&mut disk.chain, chain);
-                disk.record = vec![disk.chain.clone()];
+                if self.flaw == Some(Flaw::LateRecord) {
+                    disk.record = vec![below.clone()];
+                } else {
+                    disk.record = vec![disk.chain.clone()];
+                }
                 if let Some(image) = below.first().copied() {
                     let content = self.now(tag, &below);
                     self.kept.push(super::Kept { image, content });
@@ -218,7 +240,7 @@ impl<W: Witness> World<W> {
 
     /// What a chain reads as now, where a disk's guest ever wrote.
     fn now(&self, tag: u16, chain: &[u32]) -> Content {
-        let all = self.host.io.crash(&Crash::Subset(u64::MAX));
+        let all = self.host.io().crash(&Crash::Subset(u64::MAX));
         let nothing = Model::default();
         let model = self.disks.get(&tag).map_or(&nothing, |disk| &disk.model);
         let content = read_chain(&all, &files_of(&self.nodes, chain), model);
@@ -227,9 +249,10 @@ impl<W: Witness> World<W> {
 
     fn second(&mut self, of: u16) {
         let chain = self.disks.get(&of).map(|disk| disk.chain.clone());
+        let from = usize::from(self.flaw != Some(Flaw::UnsealedClone));
         let below = chain
             .as_deref()
-            .and_then(|chain| chain.get(1..))
+            .and_then(|chain| chain.get(from..))
             .unwrap_or_default();
         let Some(parent) = below.first().copied() else {
             return;
@@ -249,7 +272,8 @@ impl<W: Witness> World<W> {
     fn orphans(&self) -> Vec<u32> {
         let chains = self.disks.values().flat_map(|disk: &Disk| &disk.record);
         let mut needed: BTreeSet<u32> = chains.flatten().copied().collect();
-        for kept in &self.kept {
+        let greedy = self.flaw == Some(Flaw::GreedyCollect);
+        for kept in self.kept.iter().filter(|_| !greedy) {
             needed.extend(self.ancestry(kept.image));
         }
         self.nodes
@@ -275,10 +299,14 @@ impl<W: Witness> World<W> {
         else {
             return;
         };
-        self.host.own(node.file, Action::Truncate { size_bytes: 0 });
-        self.doing = Some(Doing::File);
         self.acts.push_front(Act::Collect);
-        self.acts.push_front(Act::Removed { file: node.file });
+        self.remove(node.file);
+    }
+
+    fn remove(&mut self, file: block::FileId) {
+        self.host.own(file, Action::Truncate { size_bytes: 0 });
+        self.doing = Some(Doing::File);
+        self.acts.push_front(Act::Removed { file });
     }
 
     /// What a start does about images that nothing names.

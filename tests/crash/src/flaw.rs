@@ -1,0 +1,143 @@
+//! Faults planted to see that a sweep finds them: in the carrier, which does not do what it says,
+//! and in the owner, who keeps the record at the wrong moment. The engine has no switch for this.
+
+use block::{Action, BlockIo, Completion, Op, SimDisk, Wait};
+use std::collections::VecDeque;
+use std::io;
+
+/// What is wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Flaw {
+    /// The carrier: the first barrier of each flush is answered and not done.
+    FirstBarrier,
+    /// The carrier: the second one is.
+    SecondBarrier,
+    /// The carrier: bitmaps of blocks reach the file only after the barrier that should cover them.
+    LateBitmaps,
+    /// The carrier: one in so many writes of one sector is answered and not done.
+    LostWrite(u64),
+    /// The carrier: no barrier is done while a disk changes its leaf.
+    UnflushedSwitch,
+    /// The owner: what has to be durable at once is asked for without saying so.
+    ForgottenFua,
+    /// The owner: the record names the chain from before a snapshot until the next operation.
+    LateRecord,
+    /// The owner: a resize is on record before it is done.
+    EarlyResize,
+    /// The owner: a second disk is opened on the leaf of another one that is in use.
+    UnsealedClone,
+    /// The owner: the file of a deleted disk goes before the record forgets the disk.
+    EarlyDelete,
+    /// The owner: images that only snapshots stand on are taken for garbage.
+    GreedyCollect,
+}
+
+impl Flaw {
+    /// All of them.
+    pub const ALL: [Flaw; 11] = [
+        Flaw::FirstBarrier,
+        Flaw::SecondBarrier,
+        Flaw::LateBitmaps,
+        Flaw::LostWrite(2),
+        Flaw::UnflushedSwitch,
+        Flaw::ForgottenFua,
+        Flaw::LateRecord,
+        Flaw::EarlyResize,
+        Flaw::UnsealedClone,
+        Flaw::EarlyDelete,
+        Flaw::GreedyCollect,
+    ];
+}
+
+/// A simulated disk that may do something else than it was asked for.
+#[derive(Debug)]
+pub(crate) struct Carrier {
+    pub(crate) disk: SimDisk,
+    flaw: Option<Flaw>,
+    /// A disk is changing its leaf.
+    pub(crate) switching: bool,
+    /// Barriers of the flush under way, and writes, that were seen.
+    barriers: u64,
+    writes: u64,
+    late: VecDeque<Op>,
+    lies: Vec<Completion>,
+}
+
+/// Where the first block of the small images of a world begins, at the earliest.
+const BLOCKS_FROM: u64 = 4096;
+
+impl Carrier {
+    pub(crate) fn new(disk: SimDisk, flaw: Option<Flaw>) -> Self {
+        Self {
+            disk,
+            flaw,
+            switching: false,
+            barriers: 0,
+            writes: 0,
+            late: VecDeque::new(),
+            lies: Vec::new(),
+        }
+    }
+
+    pub(crate) fn submit(&mut self, op: Op) {
+        let Some(flaw) = self.flaw else {
+            return self.disk.submit(op);
+        };
+        let is_barrier = matches!(op.action, Action::Fdatasync);
+        let sector = match &op.action {
+            Action::Write { offset, data } if data.len() == 512 => Some(*offset),
+            _ => None,
+        };
+        self.barriers += u64::from(is_barrier);
+        self.writes += u64::from(sector.is_some());
+        let is_lie = match flaw {
+            Flaw::FirstBarrier => is_barrier && self.barriers % 2 == 1,
+            Flaw::SecondBarrier => is_barrier && self.barriers.is_multiple_of(2),
+            Flaw::UnflushedSwitch => is_barrier && self.switching,
+            Flaw::LostWrite(nth) => sector.is_some() && self.writes.is_multiple_of(nth),
+            _ => false,
+        };
+        if is_lie {
+            return self.lie(op);
+        }
+        if flaw == Flaw::LateBitmaps && sector.is_some_and(|offset| offset >= BLOCKS_FROM) {
+            if let Action::Write { offset, data } = &op.action {
+                let (token, file) = (u64::MAX, op.file);
+                let (offset, data) = (*offset, data.clone());
+                let action = Action::Write { offset, data };
+                self.late.push_back(Op {
+                    token,
+                    file,
+                    action,
+                });
+            }
+            return self.lie(op);
+        }
+        self.disk.submit(op);
+        if is_barrier {
+            for late in self.late.drain(..) {
+                self.disk.submit(late);
+            }
+        }
+    }
+
+    fn lie(&mut self, op: Op) {
+        self.lies.push(Completion {
+            token: op.token,
+            result: Ok(()),
+            payload: op.action.into_payload(),
+        });
+    }
+
+    pub(crate) fn poll(&mut self, done: &mut Vec<Completion>) -> io::Result<()> {
+        self.disk.poll(Wait::Forever, done)?;
+        done.append(&mut self.lies);
+        // Nobody asked for what came late.
+        done.retain(|completion| completion.token != u64::MAX);
+        Ok(())
+    }
+
+    pub(crate) fn in_flight(&self) -> usize {
+        self.disk.in_flight() + self.lies.len()
+    }
+}
