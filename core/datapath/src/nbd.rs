@@ -1,5 +1,6 @@
 //! An NBD client for what the data path serves: exports, imports and copies read and write disks
-//! through it. Fixed newstyle over a unix socket; no TLS, no oldstyle, no reconnect.
+//! through it. Fixed newstyle over a unix socket, with extended headers where the server has them; no
+//! TLS, no oldstyle, no reconnect.
 //!
 //! ```text
 //! Client::read/write/... ── permit (16) ── queue ──> writer task ── socket ──> server

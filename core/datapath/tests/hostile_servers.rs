@@ -2,7 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
 
-use datapath::nbd::{Client as NbdClient, ErrorKind as NbdErrorKind};
+use datapath::nbd::{BlockRun, Client as NbdClient, ErrorKind as NbdErrorKind};
 use datapath::{Client, ErrorKind};
 use std::path::PathBuf;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -51,12 +51,29 @@ fn option_reply(option: u32, kind: u32, body: &[u8]) -> Vec<u8> {
     .concat()
 }
 
+/// The greeting of a server without extended headers.
+fn greeting_of_old() -> Vec<u8> {
+    [greeting(), option_reply(11, (1 << 31) + 1, b"what?")].concat()
+}
+
 /// Ends a handshake: structured replies, `base:allocation` as context 1, 1 MiB.
 fn entered() -> Vec<u8> {
+    [
+        greeting_of_old(),
+        option_reply(8, 1, &[]),
+        choices_and_size(),
+    ]
+    .concat()
+}
+
+/// As [`entered`], with extended headers.
+fn entered_extended() -> Vec<u8> {
+    [greeting(), option_reply(11, 1, &[]), choices_and_size()].concat()
+}
+
+fn choices_and_size() -> Vec<u8> {
     let size = [&[0, 0][..], &(1_u64 << 20).to_be_bytes(), &[0, 1]].concat();
     [
-        greeting(),
-        option_reply(8, 1, &[]),
         option_reply(10, 4, b"\0\0\0\x01base:allocation"),
         option_reply(10, 1, &[]),
         option_reply(7, 3, &size),
@@ -96,7 +113,7 @@ async fn greetings_and_options_that_make_no_sense_are_refused() {
         (
             "reply of 4 GiB",
             [
-                greeting(),
+                greeting_of_old(),
                 option_reply(8, 1, &[])[..16].to_vec(),
                 vec![0xff; 4],
             ]
@@ -105,13 +122,13 @@ async fn greetings_and_options_that_make_no_sense_are_refused() {
         ),
         (
             "replies without end",
-            [greeting(), option_reply(8, 3, &[]).repeat(100)].concat(),
+            [greeting_of_old(), option_reply(8, 3, &[]).repeat(100)].concat(),
             NbdErrorKind::Protocol,
         ),
         (
             "no size",
             [
-                greeting(),
+                greeting_of_old(),
                 option_reply(8, 1, &[]),
                 option_reply(10, 1, &[]),
                 option_reply(7, 1, &[]),
@@ -122,7 +139,7 @@ async fn greetings_and_options_that_make_no_sense_are_refused() {
         (
             "block sizes of nonsense",
             [
-                greeting(),
+                greeting_of_old(),
                 option_reply(8, 1, &[]),
                 option_reply(10, 1, &[]),
                 option_reply(7, 3, &[0, 3, 0, 0, 0, 3, 0, 0, 0, 3, 0, 0, 0, 3]),
@@ -154,6 +171,26 @@ fn chunk(flags: u16, kind: u16, cookie: u64, body: &[u8]) -> Vec<u8> {
         body,
     ]
     .concat()
+}
+
+/// Enters, waits for a request and sends one reply.
+fn answers(
+    entered: Vec<u8>,
+    magic: u32,
+    reply: Vec<u8>,
+) -> impl FnOnce(UnixStream) -> std::pin::Pin<Box<dyn Future<Output = UnixStream> + Send>> {
+    move |mut stream| {
+        Box::pin(async move {
+            stream.write_all(&entered).await.unwrap();
+            let mut seen = Vec::new();
+            while !seen.windows(4).any(|w| w == magic.to_be_bytes()) {
+                assert_ne!(stream.read_buf(&mut seen).await.unwrap(), 0);
+            }
+            stream.write_all(&reply).await.unwrap();
+            stream.shutdown().await.unwrap();
+            stream
+        })
+    }
 }
 
 fn data(offset: u64, length: usize) -> Vec<u8> {
@@ -229,18 +266,7 @@ async fn replies_that_make_no_sense_end_the_connection_and_are_never_data() {
         ),
     ];
     for (name, reply, kind) in cases {
-        let reply = reply.clone();
-        let place = serve(|mut stream| async move {
-            stream.write_all(&entered()).await.unwrap();
-            // Flags, three options and the request of 28 bytes.
-            let mut seen = Vec::new();
-            while !seen.windows(4).any(|w| w == [0x25, 0x60, 0x95, 0x13]) {
-                assert_ne!(stream.read_buf(&mut seen).await.unwrap(), 0);
-            }
-            stream.write_all(&reply).await.unwrap();
-            stream.shutdown().await.unwrap();
-            stream
-        });
+        let place = serve(answers(entered(), 0x2560_9513, reply.clone()));
         let client = NbdClient::connect(&place.socket(), "x").await.unwrap();
         let error = client.read(0, 1024).await.unwrap_err();
         assert_eq!(error.kind(), *kind, "{name}: {error}");
@@ -249,6 +275,75 @@ async fn replies_that_make_no_sense_end_the_connection_and_are_never_data() {
             [NbdErrorKind::Gone, protocol].contains(&next.kind()),
             "{name}, later: {next}"
         );
+    }
+}
+
+fn wide_chunk(kind: u16, offset: u64, length: u64, body: &[u8]) -> Vec<u8> {
+    [
+        &0x6e8a_278c_u32.to_be_bytes()[..],
+        &[0, 1],
+        &kind.to_be_bytes(),
+        &1_u64.to_be_bytes(),
+        &offset.to_be_bytes(),
+        &length.to_be_bytes(),
+        body,
+    ]
+    .concat()
+}
+
+#[tokio::test]
+async fn extended_replies_that_make_no_sense_end_the_connection() {
+    let one = [&4096_u64.to_be_bytes()[..], &3_u64.to_be_bytes()].concat();
+    let extents = |context: u32, count: u32| {
+        let body = [&context.to_be_bytes()[..], &count.to_be_bytes(), &one].concat();
+        wide_chunk(6, 0, 24, &body)
+    };
+    let run = BlockRun {
+        length_bytes: 4096,
+        hole: true,
+        zero: true,
+    };
+    let protocol = NbdErrorKind::Protocol;
+    let cases = [
+        ("as it should be", extents(1, 1), Ok(vec![run])),
+        ("without a count", extents(1, 0), Ok(vec![run])),
+        ("a count of others", extents(1, 2), Err(protocol)),
+        ("a count of 2^32-1", extents(1, u32::MAX), Err(protocol)),
+        ("another context", extents(2, 1), Err(protocol)),
+        ("a compact chunk", chunk(1, 0, 1, &[]), Err(protocol)),
+        (
+            "a simple reply",
+            [&0x6744_6698_u32.to_be_bytes()[..], &[0; 11], &[1]].concat(),
+            Err(protocol),
+        ),
+        (
+            "another offset",
+            wide_chunk(6, 512, 24, &[0; 24]),
+            Err(protocol),
+        ),
+        (
+            "2^64-1 bytes",
+            wide_chunk(6, 0, u64::MAX, &[0; 24]),
+            Err(protocol),
+        ),
+        (
+            "extents of 2^32-8 bytes",
+            wide_chunk(6, 0, (1 << 32) - 8, &[0, 0, 0, 1, 0, 0, 0, 0]),
+            Err(protocol),
+        ),
+        ("no extent", wide_chunk(6, 0, 8, &[0; 8]), Err(protocol)),
+        (
+            "half an extent",
+            wide_chunk(6, 0, 16, &[0; 16]),
+            Err(protocol),
+        ),
+        ("nothing, and done", wide_chunk(0, 0, 0, &[]), Err(protocol)),
+    ];
+    for (name, reply, expected) in cases {
+        let place = serve(answers(entered_extended(), 0x21e4_1c71, reply));
+        let client = NbdClient::connect(&place.socket(), "x").await.unwrap();
+        let got = client.block_status(0, 8192).await;
+        assert_eq!(got.map_err(|e| e.kind()), expected, "{name}");
     }
 }
 

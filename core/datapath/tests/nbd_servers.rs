@@ -153,9 +153,7 @@ async fn qemu_and_this_client_understand_each_other() {
     round_trip(&client).await;
     let runs = client.block_status(0, 4 << 20).await.unwrap();
     assert_eq!(
-        runs.iter()
-            .map(|run| u64::from(run.length_bytes))
-            .sum::<u64>(),
+        runs.iter().map(|run| run.length_bytes).sum::<u64>(),
         4 * MIB
     );
     // Its socket keeps serving after an orderly end.

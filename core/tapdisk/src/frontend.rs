@@ -112,7 +112,7 @@ pub enum Work {
         /// Where to start.
         offset: u64,
         /// How much.
-        length: u32,
+        length: u64,
         /// Durable before the answer.
         fua: bool,
     },
@@ -121,18 +121,21 @@ pub enum Work {
         /// Where to start.
         offset: u64,
         /// How much.
-        length: u32,
+        length: u64,
         /// Durable before the answer.
         fua: bool,
         /// Keep the range allocated.
         no_hole: bool,
+        /// Unless it is zero: fail with [`Errno::NotSupported`] and without a change if zeroes would
+        /// have to be written anywhere in so many bytes from `offset` on.
+        fast_bytes: u64,
     },
     /// Describes a range from its start on; the answer may stop early.
     BlockStatus {
         /// Where to start.
         offset: u64,
         /// How much.
-        length: u32,
+        length: u64,
         /// One run is enough.
         one: bool,
     },

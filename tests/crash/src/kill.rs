@@ -378,7 +378,7 @@ async fn request(lane: u64, disk: &nbd::Client, shared: &Shared, rng: &mut Rng) 
         fua,
         no_hole: rng.one_in(2),
     };
-    let (offset, bytes) = (first * SECTOR, u32::try_from(count * SECTOR)?);
+    let (offset, bytes) = (first * SECTOR, count * SECTOR);
     let result = match zero {
         0 => disk.trim(offset, bytes).await,
         1 => disk.write_zeroes(offset, bytes, flags).await,

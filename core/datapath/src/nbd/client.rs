@@ -16,6 +16,9 @@ const CONNECT_DEADLINE: Duration = Duration::from_secs(10);
 /// How long one request may take before the connection is given up.
 const REQUEST_DEADLINE: Duration = Duration::from_secs(60);
 
+/// Largest length in 32 bits that every block size divides.
+const COMPACT_LENGTH_MAX: u64 = (1 << 32) - (64 << 10);
+
 /// What an export is and can.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Info {
@@ -41,6 +44,8 @@ pub struct Info {
     pub block_status: bool,
     /// Whether replies are structured.
     pub structured: bool,
+    /// Whether one request can be about more than 4 GiB.
+    pub extended: bool,
 }
 
 impl Info {
@@ -58,6 +63,7 @@ impl Info {
             multi_conn: has(wire::EXPORT_CAN_MULTI_CONN),
             block_status: false,
             structured: false,
+            extended: false,
         }
     }
 }
@@ -75,7 +81,7 @@ pub struct WriteFlags {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BlockRun {
     /// Its length.
-    pub length_bytes: u32,
+    pub length_bytes: u64,
     /// Not allocated.
     pub hole: bool,
     /// Reads as zeroes.
@@ -106,7 +112,7 @@ impl Client {
             })?;
             let agreed = handshake(&mut stream, export).await?;
             Ok(Self {
-                connection: Connection::start(stream, agreed.allocation),
+                connection: Connection::start(stream, agreed.replies),
                 permits: Arc::new(Semaphore::new(IN_FLIGHT_MAX)),
                 info: Arc::new(agreed.info),
             })
@@ -129,11 +135,10 @@ impl Client {
     /// # Errors
     /// `Invalid` outside the disk or over the largest request; `Io`, `Gone`, `Protocol`.
     pub async fn read(&self, offset: u64, length: u32) -> Result<Vec<u8>, Error> {
+        let length = u64::from(length);
         self.check(wire::CMD_READ, offset, length)?;
-        match self
-            .request(Command::new(wire::CMD_READ, 0, offset, length))
-            .await?
-        {
+        let command = Command::new(wire::CMD_READ, 0, offset, length);
+        match self.request(command).await? {
             Answer::Data(data) => Ok(data),
             other => Err(mismatch("read", &other)),
         }
@@ -144,7 +149,7 @@ impl Client {
     /// # Errors
     /// `ReadOnly`, `Invalid`, `NoSpace`, `Io`, `Gone`, `Protocol`.
     pub async fn write(&self, offset: u64, data: Vec<u8>, flags: WriteFlags) -> Result<(), Error> {
-        let length = u32::try_from(data.len()).unwrap_or(u32::MAX);
+        let length = data.len() as u64;
         self.check(wire::CMD_WRITE, offset, length)?;
         let flags = self.command_flags(flags)? & wire::CMD_FLAG_FUA;
         let command = Command {
@@ -154,22 +159,25 @@ impl Client {
         self.done("write", command).await
     }
 
-    /// Makes a range read as zeroes; it may be larger than a write.
+    /// Makes a range of any length read as zeroes.
     ///
     /// # Errors
-    /// As [`Client::write`]; `Unsupported` when the export cannot.
+    /// As [`Client::write`], and a part may be done then; `Unsupported` when the export cannot.
     pub async fn write_zeroes(
         &self,
         offset: u64,
-        length: u32,
+        length: u64,
         flags: WriteFlags,
     ) -> Result<(), Error> {
         self.can(self.info.can_write_zeroes, "write zeroes")?;
         self.check(wire::CMD_WRITE_ZEROES, offset, length)?;
         let flags = self.command_flags(flags)?;
-        self.done(
+        self.in_pieces(
             "write zeroes",
-            Command::new(wire::CMD_WRITE_ZEROES, flags, offset, length),
+            wire::CMD_WRITE_ZEROES,
+            flags,
+            offset,
+            length,
         )
         .await
     }
@@ -177,11 +185,11 @@ impl Client {
     /// Gives a range's space back where that is possible; its content is undefined afterwards.
     ///
     /// # Errors
-    /// As [`Client::write`]; `Unsupported` when the export cannot.
-    pub async fn trim(&self, offset: u64, length: u32) -> Result<(), Error> {
+    /// As [`Client::write_zeroes`].
+    pub async fn trim(&self, offset: u64, length: u64) -> Result<(), Error> {
         self.can(self.info.can_trim, "trim")?;
         self.check(wire::CMD_TRIM, offset, length)?;
-        self.done("trim", Command::new(wire::CMD_TRIM, 0, offset, length))
+        self.in_pieces("trim", wire::CMD_TRIM, 0, offset, length)
             .await
     }
 
@@ -200,13 +208,13 @@ impl Client {
     ///
     /// # Errors
     /// `Unsupported`, `Invalid`, `Io`, `Gone`, `Protocol`.
-    pub async fn block_status(&self, offset: u64, length: u32) -> Result<Vec<BlockRun>, Error> {
+    pub async fn block_status(&self, offset: u64, length: u64) -> Result<Vec<BlockRun>, Error> {
         self.can(self.info.block_status, "block status")?;
         self.check(wire::CMD_BLOCK_STATUS, offset, length)?;
-        match self
-            .request(Command::new(wire::CMD_BLOCK_STATUS, 0, offset, length))
-            .await?
-        {
+        // An answer may stop early anyway.
+        let length = length.min(self.request_length_max());
+        let command = Command::new(wire::CMD_BLOCK_STATUS, 0, offset, length);
+        match self.request(command).await? {
             Answer::Runs(runs) => Ok(runs),
             other => Err(mismatch("block status", &other)),
         }
@@ -224,6 +232,34 @@ impl Client {
             .await
             .map_err(|_| no_answer())?;
         self.connection.disconnect().await
+    }
+
+    /// A command without data, as often as the server's headers need for its length.
+    async fn in_pieces(
+        &self,
+        what: &str,
+        kind: u16,
+        flags: u16,
+        offset: u64,
+        length: u64,
+    ) -> Result<(), Error> {
+        let mut done = 0;
+        while done < length {
+            let piece = (length - done).min(self.request_length_max());
+            self.done(what, Command::new(kind, flags, offset + done, piece))
+                .await?;
+            done += piece;
+        }
+        Ok(())
+    }
+
+    /// Largest length of a request without data.
+    fn request_length_max(&self) -> u64 {
+        if self.info.extended {
+            u64::MAX
+        } else {
+            COMPACT_LENGTH_MAX
+        }
     }
 
     async fn done(&self, what: &str, command: Command) -> Result<(), Error> {
@@ -256,7 +292,7 @@ impl Client {
         }
     }
 
-    fn check(&self, command: u16, offset: u64, length: u32) -> Result<(), Error> {
+    fn check(&self, command: u16, offset: u64, length: u64) -> Result<(), Error> {
         let info = &self.info;
         let writes = [wire::CMD_WRITE, wire::CMD_WRITE_ZEROES, wire::CMD_TRIM];
         if info.read_only && writes.contains(&command) {
@@ -268,10 +304,11 @@ impl Client {
         let carries_data = [wire::CMD_READ, wire::CMD_WRITE].contains(&command);
         let unit = u64::from(info.minimum_bytes);
         let fits = offset
-            .checked_add(u64::from(length))
+            .checked_add(length)
             .is_some_and(|end| end <= info.size_bytes);
-        let aligned = offset.is_multiple_of(unit) && u64::from(length).is_multiple_of(unit);
-        if !fits || !aligned || length == 0 || (carries_data && length > info.request_bytes_max) {
+        let aligned = offset.is_multiple_of(unit) && length.is_multiple_of(unit);
+        let too_large = carries_data && length > u64::from(info.request_bytes_max);
+        if !fits || !aligned || length == 0 || too_large {
             let message = format!(
                 "{length} bytes at {offset} of {}, in units of {unit}, at most {} with data",
                 info.size_bytes, info.request_bytes_max

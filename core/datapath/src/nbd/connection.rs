@@ -1,6 +1,7 @@
 //! Requests out, replies in, matched by cookie: the two tasks behind a client.
 
 use super::client::BlockRun;
+use super::handshake::Replies;
 use super::{Error, ErrorKind, IN_FLIGHT_MAX, wire};
 use parking_lot::Mutex;
 use std::collections::HashMap;
@@ -22,12 +23,12 @@ pub(super) struct Command {
     pub(super) kind: u16,
     pub(super) flags: u16,
     pub(super) offset: u64,
-    pub(super) length: u32,
+    pub(super) length: u64,
     pub(super) data: Vec<u8>,
 }
 
 impl Command {
-    pub(super) fn new(kind: u16, flags: u16, offset: u64, length: u32) -> Self {
+    pub(super) fn new(kind: u16, flags: u16, offset: u64, length: u64) -> Self {
         Self {
             kind,
             flags,
@@ -37,14 +38,27 @@ impl Command {
         }
     }
 
-    fn header(&self, cookie: u64) -> [u8; wire::REQUEST_BYTES] {
-        let mut header = [0; wire::REQUEST_BYTES];
-        header[0..4].copy_from_slice(&wire::REQUEST_MAGIC.to_be_bytes());
-        header[4..6].copy_from_slice(&self.flags.to_be_bytes());
-        header[6..8].copy_from_slice(&self.kind.to_be_bytes());
-        header[8..16].copy_from_slice(&cookie.to_be_bytes());
-        header[16..24].copy_from_slice(&self.offset.to_be_bytes());
-        header[24..28].copy_from_slice(&self.length.to_be_bytes());
+    fn header(&self, cookie: u64, extended: bool) -> Vec<u8> {
+        let (magic, flags) = match (extended, self.data.is_empty()) {
+            (false, _) => (wire::REQUEST_MAGIC, self.flags),
+            (true, true) => (wire::EXTENDED_REQUEST_MAGIC, self.flags),
+            (true, false) => (
+                wire::EXTENDED_REQUEST_MAGIC,
+                self.flags | wire::CMD_FLAG_PAYLOAD_LEN,
+            ),
+        };
+        let mut header = Vec::with_capacity(wire::EXTENDED_REQUEST_BYTES);
+        header.extend(magic.to_be_bytes());
+        header.extend(flags.to_be_bytes());
+        header.extend(self.kind.to_be_bytes());
+        header.extend(cookie.to_be_bytes());
+        header.extend(self.offset.to_be_bytes());
+        if extended {
+            header.extend(self.length.to_be_bytes());
+        } else {
+            let length = u32::try_from(self.length).expect("the client cuts at COMPACT_LENGTH_MAX");
+            header.extend(length.to_be_bytes());
+        }
         header
     }
 }
@@ -132,17 +146,22 @@ impl Shared {
 }
 
 impl Connection {
-    pub(super) fn start(stream: UnixStream, allocation: Option<u32>) -> Self {
+    pub(super) fn start(stream: UnixStream, replies: Replies) -> Self {
         let (read, write) = stream.into_split();
         let (requests, queue) = mpsc::channel(IN_FLIGHT_MAX);
         let shared = Arc::new(Shared {
             pending: Mutex::default(),
             gone: watch::Sender::new(None),
         });
-        tokio::spawn(run_writer(write, queue, Arc::clone(&shared)));
+        tokio::spawn(run_writer(
+            write,
+            queue,
+            replies.extended,
+            Arc::clone(&shared),
+        ));
         tokio::spawn(run_reader(
             BufReader::new(read),
-            allocation,
+            replies,
             Arc::clone(&shared),
         ));
         Self { requests, shared }
@@ -182,6 +201,7 @@ impl Connection {
 async fn run_writer(
     mut socket: OwnedWriteHalf,
     mut queue: mpsc::Receiver<(Command, Option<Ticket>)>,
+    extended: bool,
     shared: Arc<Shared>,
 ) {
     let mut gone = shared.gone.subscribe();
@@ -194,7 +214,7 @@ async fn run_writer(
         let Some((command, ticket)) = next else {
             // The last handle is gone: leave as the protocol asks, the server then closes.
             let _ = socket
-                .write_all(&Command::new(wire::CMD_DISC, 0, 0, 0).header(0))
+                .write_all(&Command::new(wire::CMD_DISC, 0, 0, 0).header(0, extended))
                 .await;
             break;
         };
@@ -207,7 +227,7 @@ async fn run_writer(
                 .insert(cookie, Pending::new(ticket, &command));
         }
         let sent = async {
-            socket.write_all(&command.header(cookie)).await?;
+            socket.write_all(&command.header(cookie, extended)).await?;
             socket.write_all(&command.data).await
         };
         let sent = tokio::select! {
@@ -229,27 +249,19 @@ async fn run_writer(
     }
 }
 
-async fn run_reader(
-    mut socket: BufReader<OwnedReadHalf>,
-    allocation: Option<u32>,
-    shared: Arc<Shared>,
-) {
+async fn run_reader(mut socket: BufReader<OwnedReadHalf>, agreed: Replies, shared: Arc<Shared>) {
     let mut gone = shared.gone.subscribe();
     let error = tokio::select! {
-        error = replies(&mut socket, allocation, &shared) => error,
+        error = replies(&mut socket, agreed, &shared) => error,
         _ = gone.wait_for(Option::is_some) => return,
     };
     shared.end(error);
 }
 
 /// Takes replies until one cannot be.
-async fn replies(
-    socket: &mut (impl AsyncRead + Unpin),
-    allocation: Option<u32>,
-    shared: &Shared,
-) -> Error {
+async fn replies(socket: &mut (impl AsyncRead + Unpin), agreed: Replies, shared: &Shared) -> Error {
     loop {
-        if let Err(e) = reply(socket, allocation, shared).await {
+        if let Err(e) = reply(socket, agreed, shared).await {
             return e;
         }
     }
@@ -257,11 +269,11 @@ async fn replies(
 
 async fn reply(
     socket: &mut (impl AsyncRead + Unpin),
-    allocation: Option<u32>,
+    agreed: Replies,
     shared: &Shared,
 ) -> Result<(), Error> {
-    match socket.read_u32().await.map_err(lost)? {
-        wire::SIMPLE_REPLY_MAGIC => {
+    match (socket.read_u32().await.map_err(lost)?, agreed.extended) {
+        (wire::SIMPLE_REPLY_MAGIC, false) => {
             let code = socket.read_u32().await.map_err(lost)?;
             let cookie = socket.read_u64().await.map_err(lost)?;
             let mut pending = take(shared, cookie)?;
@@ -273,13 +285,18 @@ async fn reply(
             }
             pending.finish()
         }
-        wire::CHUNK_MAGIC => {
+        (wire::CHUNK_MAGIC, false) | (wire::EXTENDED_CHUNK_MAGIC, true) => {
             let flags = socket.read_u16().await.map_err(lost)?;
             let kind = socket.read_u16().await.map_err(lost)?;
             let cookie = socket.read_u64().await.map_err(lost)?;
-            let length = socket.read_u32().await.map_err(lost)?;
+            let (offset, length) = rest_of_header(socket, agreed.extended).await?;
             let mut pending = take(shared, cookie)?;
-            let taken = chunk(socket, &mut pending, allocation, kind, length).await;
+            let taken = if offset.is_none_or(|offset| offset == pending.offset) {
+                chunk(socket, &mut pending, agreed, kind, length).await
+            } else {
+                let message = format!("reply to {cookie} has another offset than its request");
+                Err(protocol(message))
+            };
             if let Err(e) = taken {
                 let _ = pending.ticket.answer.send(Err(e.clone()));
                 return Err(e);
@@ -290,15 +307,33 @@ async fn reply(
             shared.pending.lock().insert(cookie, pending);
             Ok(())
         }
-        other => Err(protocol(format!("reply begins with {other:#x}"))),
+        (other, _) => Err(protocol(format!("reply begins with {other:#x}"))),
     }
+}
+
+/// The request's offset, where it is repeated, and the length of the chunk's content.
+async fn rest_of_header(
+    socket: &mut (impl AsyncRead + Unpin),
+    extended: bool,
+) -> Result<(Option<u64>, u32), Error> {
+    if !extended {
+        return Ok((None, socket.read_u32().await.map_err(lost)?));
+    }
+    let offset = socket.read_u64().await.map_err(lost)?;
+    let length = socket.read_u64().await.map_err(lost)?;
+    let length = u32::try_from(length).map_err(|_| {
+        protocol(format!(
+            "chunk of {length} bytes, more than any reply needs"
+        ))
+    })?;
+    Ok((Some(offset), length))
 }
 
 /// Takes the content of one chunk.
 async fn chunk(
     socket: &mut (impl AsyncRead + Unpin),
     pending: &mut Pending,
-    allocation: Option<u32>,
+    agreed: Replies,
     kind: u16,
     length: u32,
 ) -> Result<(), Error> {
@@ -315,25 +350,10 @@ async fn chunk(
             Ok(())
         }
         wire::CHUNK_BLOCK_STATUS if length >= 12 && length % 8 == 4 => {
-            let context = socket.read_u32().await.map_err(lost)?;
-            let count = (length / 8) as usize;
-            if Some(context) != allocation
-                || pending.kind != wire::CMD_BLOCK_STATUS
-                || count > RUNS_MAX
-            {
-                return Err(protocol(format!("{count} extents of context {context}")));
-            }
-            for _ in 0..count {
-                let length_bytes = socket.read_u32().await.map_err(lost)?;
-                let state = socket.read_u32().await.map_err(lost)?;
-                let (hole, zero) = (state & wire::STATE_HOLE != 0, state & wire::STATE_ZERO != 0);
-                pending.runs.push(BlockRun {
-                    length_bytes,
-                    hole,
-                    zero,
-                });
-            }
-            Ok(())
+            runs(socket, pending, agreed, length / 8, false).await
+        }
+        wire::CHUNK_BLOCK_STATUS_EXT if agreed.extended && length >= 24 && length % 16 == 8 => {
+            runs(socket, pending, agreed, length / 16, true).await
         }
         _ if kind & wire::CHUNK_ERROR_BIT != 0 && (6..=MESSAGE_BYTES_MAX).contains(&length) => {
             let code = socket.read_u32().await.map_err(lost)?;
@@ -356,14 +376,56 @@ async fn chunk(
     }
 }
 
+/// Takes `count` extents in either of their forms.
+async fn runs(
+    socket: &mut (impl AsyncRead + Unpin),
+    pending: &mut Pending,
+    agreed: Replies,
+    count: u32,
+    wide: bool,
+) -> Result<(), Error> {
+    let context = socket.read_u32().await.map_err(lost)?;
+    let told = if wide {
+        socket.read_u32().await.map_err(lost)?
+    } else {
+        0
+    };
+    if Some(context) != agreed.allocation
+        || pending.kind != wire::CMD_BLOCK_STATUS
+        || pending.runs.len() + count as usize > RUNS_MAX
+        || ![0, count].contains(&told)
+    {
+        let message = format!("{count} extents ({told} told) of context {context}");
+        return Err(protocol(message));
+    }
+    for _ in 0..count {
+        let (length_bytes, state) = if wide {
+            let length = socket.read_u64().await.map_err(lost)?;
+            (length, socket.read_u64().await.map_err(lost)?)
+        } else {
+            let length = socket.read_u32().await.map_err(lost)?;
+            let state = socket.read_u32().await.map_err(lost)?;
+            (length.into(), state.into())
+        };
+        let has = |flag: u32| state & u64::from(flag) != 0;
+        pending.runs.push(BlockRun {
+            length_bytes,
+            hole: has(wire::STATE_HOLE),
+            zero: has(wire::STATE_ZERO),
+        });
+    }
+    Ok(())
+}
+
 impl Pending {
     fn new(ticket: Ticket, command: &Command) -> Self {
-        let read = command.kind == wire::CMD_READ;
+        let is_read = command.kind == wire::CMD_READ;
+        let bytes = if is_read { command.length } else { 0 };
         Self {
             ticket,
             kind: command.kind,
             offset: command.offset,
-            data: vec![0; if read { command.length as usize } else { 0 }],
+            data: vec![0; usize::try_from(bytes).unwrap_or_default()],
             covered: 0,
             runs: Vec::new(),
             error: None,

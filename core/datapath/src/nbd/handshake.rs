@@ -15,11 +15,20 @@ const REPLIES_MAX: usize = 64;
 /// What the handshake settled.
 pub(super) struct Agreed {
     pub(super) info: Info,
+    /// How replies look.
+    pub(super) replies: Replies,
+}
+
+/// How replies look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Replies {
+    /// Headers have 64 bits of length and all replies are chunks.
+    pub(super) extended: bool,
     /// Number of the `base:allocation` context, when the server has it.
     pub(super) allocation: Option<u32>,
 }
 
-/// Greets, asks for structured replies and `base:allocation`, and enters the export.
+/// Greets, asks for extended headers or else for structured replies, and `base:allocation`, and enters the export.
 pub(super) async fn handshake(socket: &mut UnixStream, export: &str) -> Result<Agreed, Error> {
     if export.len() > wire::STRING_BYTES_MAX {
         let message = format!("export name of {} bytes, at most 4096", export.len());
@@ -41,9 +50,8 @@ pub(super) async fn handshake(socket: &mut UnixStream, export: &str) -> Result<A
     let ours = flags & (wire::FLAG_FIXED_NEWSTYLE | wire::FLAG_NO_ZEROES);
     socket.write_u32(u32::from(ours)).await.map_err(lost)?;
 
-    let structured = negotiate(socket, wire::OPT_STRUCTURED_REPLY, &[])
-        .await?
-        .is_ok();
+    let extended = accepts(socket, wire::OPT_EXTENDED_HEADERS).await?;
+    let structured = extended || accepts(socket, wire::OPT_STRUCTURED_REPLY).await?;
     let allocation = if structured {
         allocation_context(socket, export).await?
     } else {
@@ -52,7 +60,17 @@ pub(super) async fn handshake(socket: &mut UnixStream, export: &str) -> Result<A
     let mut info = enter(socket, export).await?;
     info.structured = structured;
     info.block_status = allocation.is_some();
-    Ok(Agreed { info, allocation })
+    info.extended = extended;
+    let replies = Replies {
+        extended,
+        allocation,
+    };
+    Ok(Agreed { info, replies })
+}
+
+/// Whether the server does what an option without data asks for.
+async fn accepts(socket: &mut UnixStream, option: u32) -> Result<bool, Error> {
+    Ok(negotiate(socket, option, &[]).await?.is_ok())
 }
 
 async fn allocation_context(socket: &mut UnixStream, export: &str) -> Result<Option<u32>, Error> {
@@ -138,14 +156,14 @@ fn block_sizes(body: &[u8]) -> Result<(u32, u32), Error> {
     Ok((minimum, maximum.min(REQUEST_BYTES_MAX)))
 }
 
-type Replies = Vec<(u32, Vec<u8>)>;
+type OptionReplies = Vec<(u32, Vec<u8>)>;
 
 /// Sends an option and takes its replies up to the ACK, or the error that ended it.
 async fn negotiate(
     socket: &mut UnixStream,
     option: u32,
     data: &[u8],
-) -> Result<Result<Replies, (u32, String)>, Error> {
+) -> Result<Result<OptionReplies, (u32, String)>, Error> {
     let length = u32::try_from(data.len()).map_err(|_| protocol("option too long"))?;
     let mut message = wire::OPTION_MAGIC.to_be_bytes().to_vec();
     message.extend(option.to_be_bytes());

@@ -1,7 +1,8 @@
 //! Numbers of the NBD protocol. All integers travel big-endian.
 //!
 //! # Source
-//! The NBD protocol specification, `doc/proto.md` of the NetworkBlockDevice project.
+//! The NBD protocol specification, `doc/proto.md` of the NetworkBlockDevice project; extended
+//! headers as its branch `extension-ext-header` has them, which QEMU and libnbd speak.
 
 /// First eight bytes a server sends: `NBDMAGIC`.
 pub const GREETING_MAGIC: u64 = 0x4e42_444d_4147_4943;
@@ -15,6 +16,10 @@ pub const REQUEST_MAGIC: u32 = 0x2560_9513;
 pub const SIMPLE_REPLY_MAGIC: u32 = 0x6744_6698;
 /// Start of a structured reply chunk.
 pub const CHUNK_MAGIC: u32 = 0x668e_33ef;
+/// Start of a request with an extended header.
+pub const EXTENDED_REQUEST_MAGIC: u32 = 0x21e4_1c71;
+/// Start of a reply chunk with an extended header.
+pub const EXTENDED_CHUNK_MAGIC: u32 = 0x6e8a_278c;
 
 /// Bytes of an option's header: magic, option, length.
 pub const OPTION_HEADER_BYTES: usize = 16;
@@ -26,6 +31,11 @@ pub const REQUEST_BYTES: usize = 28;
 pub const SIMPLE_REPLY_BYTES: usize = 16;
 /// Bytes of a chunk's header: magic, flags, type, cookie, length.
 pub const CHUNK_HEADER_BYTES: usize = 20;
+/// Bytes of an extended request: magic, flags, type, cookie, offset, length of 64 bits.
+pub const EXTENDED_REQUEST_BYTES: usize = 32;
+/// Bytes of an extended chunk's header: magic, flags, type, cookie, the request's offset, length of
+/// 64 bits.
+pub const EXTENDED_CHUNK_HEADER_BYTES: usize = 32;
 /// Longest string the specification allows.
 pub const STRING_BYTES_MAX: usize = 4096;
 
@@ -40,6 +50,8 @@ pub const OPT_EXPORT_NAME: u32 = 1;
 pub const OPT_ABORT: u32 = 2;
 /// Option: name the exports.
 pub const OPT_LIST: u32 = 3;
+/// Option: go on under TLS.
+pub const OPT_STARTTLS: u32 = 5;
 /// Option: describe an export.
 pub const OPT_INFO: u32 = 6;
 /// Option: choose an export and begin.
@@ -50,6 +62,8 @@ pub const OPT_STRUCTURED_REPLY: u32 = 8;
 pub const OPT_LIST_META_CONTEXT: u32 = 9;
 /// Option: choose metadata contexts.
 pub const OPT_SET_META_CONTEXT: u32 = 10;
+/// Option: use extended headers, which implies replies in chunks.
+pub const OPT_EXTENDED_HEADERS: u32 = 11;
 
 /// Option reply: done.
 pub const REP_ACK: u32 = 1;
@@ -63,12 +77,18 @@ pub const REP_META_CONTEXT: u32 = 4;
 pub const REP_ERROR: u32 = 1 << 31;
 /// Option error: the server does not know the option.
 pub const REP_ERR_UNSUP: u32 = REP_ERROR | 1;
+/// Option error: this server does not want it.
+pub const REP_ERR_POLICY: u32 = REP_ERROR | 2;
 /// Option error: the option's content makes no sense.
 pub const REP_ERR_INVALID: u32 = REP_ERROR | 3;
+/// Option error: TLS comes first.
+pub const REP_ERR_TLS_REQD: u32 = REP_ERROR | 5;
 /// Option error: no such export.
 pub const REP_ERR_UNKNOWN: u32 = REP_ERROR | 6;
 /// Option error: too much was asked for.
 pub const REP_ERR_TOO_BIG: u32 = REP_ERROR | 9;
+/// Option error: extended headers were chosen and stay.
+pub const REP_ERR_EXT_HEADER_REQD: u32 = REP_ERROR | 10;
 
 /// Information type: size and transmission flags.
 pub const INFO_EXPORT: u16 = 0;
@@ -93,6 +113,8 @@ pub const EXPORT_SEND_WRITE_ZEROES: u16 = 1 << 6;
 pub const EXPORT_SEND_DF: u16 = 1 << 7;
 /// Transmission flag: a flush on one connection covers the writes of all.
 pub const EXPORT_CAN_MULTI_CONN: u16 = 1 << 8;
+/// Transmission flag: `CMD_CACHE` is known.
+pub const EXPORT_SEND_CACHE: u16 = 1 << 10;
 /// Transmission flag: `CMD_FLAG_FAST_ZERO` works.
 pub const EXPORT_SEND_FAST_ZERO: u16 = 1 << 11;
 
@@ -123,6 +145,8 @@ pub const CMD_FLAG_DF: u16 = 1 << 2;
 pub const CMD_FLAG_REQ_ONE: u16 = 1 << 3;
 /// Command flag: fail rather than write zeroes slowly.
 pub const CMD_FLAG_FAST_ZERO: u16 = 1 << 4;
+/// Command flag, extended headers only: the length is that of a payload.
+pub const CMD_FLAG_PAYLOAD_LEN: u16 = 1 << 5;
 
 /// Chunk flag: the last of its reply.
 pub const CHUNK_DONE: u16 = 1 << 0;
@@ -134,6 +158,8 @@ pub const CHUNK_OFFSET_DATA: u16 = 1;
 pub const CHUNK_OFFSET_HOLE: u16 = 2;
 /// Chunk: context id and extents.
 pub const CHUNK_BLOCK_STATUS: u16 = 5;
+/// Chunk, extended headers only: context id, number of extents (or 0) and extents of 64 bits.
+pub const CHUNK_BLOCK_STATUS_EXT: u16 = 6;
 /// Set in every chunk type that is an error.
 pub const CHUNK_ERROR_BIT: u16 = 1 << 15;
 /// Chunk: error and message.

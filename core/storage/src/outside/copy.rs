@@ -13,7 +13,7 @@ const PIECE_BYTES: u64 = 2 << 20;
 const PIECES_IN_FLIGHT: usize = 8;
 
 /// Bytes one block-status request asks about.
-const STATUS_BYTES: u64 = 1 << 30;
+const STATUS_BYTES: u64 = 64 << 30;
 
 pub(super) async fn copy(
     from: &NbdEndpoint,
@@ -56,12 +56,11 @@ async fn runs(source: &Client, offset: u64, length: u64) -> Result<Vec<(u64, boo
     if !source.info().block_status {
         return Ok(vec![(length, false)]);
     }
-    let length = u32::try_from(length).unwrap_or(u32::MAX);
     let runs = source.block_status(offset, length).await.map_err(broken)?;
-    let mut left = u64::from(length);
+    let mut left = length;
     let mut found = Vec::with_capacity(runs.len());
     for run in runs {
-        let length = u64::from(run.length_bytes).min(left);
+        let length = run.length_bytes.min(left);
         if length > 0 {
             found.push((length, run.zero));
         }

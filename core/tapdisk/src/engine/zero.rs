@@ -21,6 +21,47 @@ use block::Action;
 use units::SECTOR_BYTES;
 
 impl Engine {
+    /// Whether [`super::Request::WriteZeroes`] of the range makes holes or nothing at all, so that
+    /// it is faster than a write. It says what is so now: a file system that refuses the first hole
+    /// is found out only then, and a snapshot may come between.
+    pub fn zeroes_are_fast(&mut self, offset: u64, len_bytes: u64, may_trim: bool) -> bool {
+        let block_bytes = u64::from(BLOCK_SECTORS) * SECTOR_BYTES;
+        let end = offset.saturating_add(len_bytes).min(self.size_bytes());
+        let blocks = offset / block_bytes..end.div_ceil(block_bytes);
+        may_trim
+            && blocks
+                .map(|b| u32::try_from(b).unwrap_or(u32::MAX))
+                .all(|b| self.is_zeroed_fast(b))
+    }
+
+    /// As [`Engine::start_zero`] decides, for whole blocks.
+    fn is_zeroed_fast(&mut self, block: u32) -> bool {
+        let known = self.map.leaf_blocks.get(block);
+        let known = known.map(|known| u64::from(known.entry) + 1);
+        let leaf = self.map.leaf();
+        let place = leaf.place(block);
+        let Content::Sparse(sparse) = &leaf.content else {
+            return !self.room.no_holes;
+        };
+        let nothing_below = !self.map.has_below(block);
+        if matches!(place, Place::Absent) && known.is_none() {
+            return nothing_below;
+        }
+        let clears = nothing_below && !sparse.in_batmap(block);
+        let first = place.first_data_sector().or(known);
+        clears || first.is_none_or(|first| self.can_punch(first))
+    }
+
+    /// Whether a hole in the block whose data begins there is possible. Where the file does not
+    /// reach, a hole is not made and set bits would have nothing behind.
+    fn can_punch(&self, first: u64) -> bool {
+        let block_end = first
+            .saturating_add(u64::from(BLOCK_SECTORS))
+            .saturating_mul(SECTOR_BYTES);
+        let is_sparse = self.map.leaf().sparse().is_some();
+        !self.room.no_holes && (!is_sparse || self.room.covers(block_end))
+    }
+
     pub(super) fn start_zero(&mut self, part: Part, trim: bool, may_trim: bool) {
         if !may_trim {
             return self.start_write(part);
@@ -64,13 +105,7 @@ impl Engine {
         let Some(first) = first else {
             return self.part_done(part.request, Ok(()));
         };
-        let block_end = first
-            .saturating_add(u64::from(BLOCK_SECTORS))
-            .saturating_mul(SECTOR_BYTES);
-        let is_sparse = self.map.leaf().sparse().is_some();
-        // Where the file does not reach, a hole is not made and set bits would have nothing behind.
-        let exists = !is_sparse || self.room.covers(block_end);
-        if self.room.no_holes || !exists {
+        if !self.can_punch(first) {
             if clear {
                 self.change_bits(part, false);
                 return self.part_done(part.request, Ok(()));

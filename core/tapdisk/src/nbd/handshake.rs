@@ -2,7 +2,7 @@
 
 use super::Export;
 use super::reply::ALLOCATION_CONTEXT;
-use super::request::{Agreed, MINIMUM_BYTES, PREFERRED_BYTES, REQUEST_BYTES_MAX};
+use super::request::{Agreed, MINIMUM_BYTES, PREFERRED_BYTES, REQUEST_BYTES_MAX, Style};
 use datapath::nbd::wire;
 
 /// Longest option taken: a name of 4096 bytes and room for its requests and queries.
@@ -61,6 +61,10 @@ pub(super) fn option(
     data: &[u8],
     out: &mut Vec<u8>,
 ) -> Next {
+    // Whoever is not told that there are replies to options cannot read one.
+    if !agreed.fixed && option != wire::OPT_EXPORT_NAME {
+        return Next::Drop;
+    }
     let (result, after) = match option {
         wire::OPT_EXPORT_NAME => return export_name(export, *agreed, data, out),
         wire::OPT_ABORT => (Ok(()), Next::End),
@@ -71,6 +75,7 @@ pub(super) fn option(
             Next::Transmission,
         ),
         wire::OPT_STRUCTURED_REPLY => (structured_reply(agreed, data), Next::Option),
+        wire::OPT_EXTENDED_HEADERS => (extended_headers(agreed, data), Next::Option),
         wire::OPT_LIST_META_CONTEXT => (list_contexts(export, *agreed, data, out), Next::Option),
         wire::OPT_SET_META_CONTEXT => (set_contexts(export, agreed, data, out), Next::Option),
         _ => (Err((wire::REP_ERR_UNSUP, "unknown option")), Next::Option),
@@ -88,7 +93,8 @@ pub(super) fn option(
 }
 
 fn export_name(export: &Export, agreed: Agreed, data: &[u8], out: &mut Vec<u8>) -> Next {
-    if !is_named(export, data) {
+    // Extended headers and this option exclude each other, and it has no error to say so.
+    if !is_named(export, data) || agreed.style == Style::Extended {
         return Next::Drop;
     }
     out.extend(export.size_bytes.to_be_bytes());
@@ -103,7 +109,21 @@ fn structured_reply(agreed: &mut Agreed, data: &[u8]) -> Result<(), Refusal> {
     if !data.is_empty() {
         return Err(TRAILING);
     }
-    agreed.structured = true;
+    if agreed.style == Style::Extended {
+        return Err((
+            wire::REP_ERR_EXT_HEADER_REQD,
+            "extended headers were chosen already",
+        ));
+    }
+    agreed.style = Style::Structured;
+    Ok(())
+}
+
+fn extended_headers(agreed: &mut Agreed, data: &[u8]) -> Result<(), Refusal> {
+    if !data.is_empty() {
+        return Err(TRAILING);
+    }
+    agreed.style = Style::Extended;
     Ok(())
 }
 
@@ -192,7 +212,7 @@ const ALLOCATION: &[u8] = wire::BASE_ALLOCATION.as_bytes();
 
 /// The queries of a metadata context option for this export.
 fn contexts<'d>(export: &Export, agreed: Agreed, data: &'d [u8]) -> Result<Vec<&'d [u8]>, Refusal> {
-    if !agreed.structured {
+    if agreed.style < Style::Structured {
         return Err((wire::REP_ERR_INVALID, "structured replies come first"));
     }
     let mut fields = Fields(data);
@@ -234,13 +254,14 @@ fn export_flags(export: &Export, agreed: Agreed) -> u16 {
     let mut flags = wire::EXPORT_HAS_FLAGS
         | wire::EXPORT_SEND_FLUSH
         | wire::EXPORT_SEND_FUA
+        | wire::EXPORT_SEND_CACHE
         | wire::EXPORT_CAN_MULTI_CONN;
     flags |= if export.read_only {
         wire::EXPORT_READ_ONLY
     } else {
-        wire::EXPORT_SEND_TRIM | wire::EXPORT_SEND_WRITE_ZEROES
+        wire::EXPORT_SEND_TRIM | wire::EXPORT_SEND_WRITE_ZEROES | wire::EXPORT_SEND_FAST_ZERO
     };
-    if agreed.structured {
+    if agreed.style >= Style::Structured {
         flags |= wire::EXPORT_SEND_DF;
     }
     flags

@@ -1,13 +1,17 @@
 //! Answers, and the bytes they become.
 
-use super::request::Header;
+use super::request::{Header, Style};
 use crate::frontend::{Answer, BlockRun, Buffers, Errno, Failure, Slot};
-use block::Buffer;
+use block::{Buffer, SharedBuffer};
 use datapath::nbd::wire;
 use std::collections::VecDeque;
 
 /// Most runs in one block status reply; the client asks again for the rest.
 const RUNS_MAX: usize = 4096;
+
+/// Grain in which a read's data is looked at for zeroes: a grain of zeroes is worth a chunk of its
+/// own, and looking costs one cache line per grain of data.
+const GRAIN_BYTES: usize = 32 << 10;
 
 /// Number of the `base:allocation` context on every session.
 pub(super) const ALLOCATION_CONTEXT: u32 = 1;
@@ -26,12 +30,13 @@ fn code(errno: Errno) -> u32 {
 }
 
 /// Longest head: chunk header, offset, length of a hole.
-const HEAD_BYTES_MAX: usize = wire::CHUNK_HEADER_BYTES + 12;
+const HEAD_BYTES_MAX: usize = wire::EXTENDED_CHUNK_HEADER_BYTES + 12;
 
 #[derive(Debug)]
 enum Body {
     Bytes(Vec<u8>),
-    Buffer(Buffer),
+    /// A part of a read's buffer, which goes back to the pool with its last part.
+    Data(SharedBuffer),
 }
 
 /// A stretch of output: a head, kept inline, and a body.
@@ -67,7 +72,7 @@ impl Piece {
     fn parts(&self) -> [&[u8]; 2] {
         let body = match &self.body {
             Body::Bytes(bytes) => bytes,
-            Body::Buffer(buffer) => buffer.as_slice(),
+            Body::Data(data) => data.as_slice(),
         };
         [self.head.get(..self.head_bytes).unwrap_or_default(), body]
     }
@@ -83,6 +88,8 @@ pub(super) struct Output {
     pieces: VecDeque<Piece>,
     /// Bytes of the first piece that are sent.
     sent: usize,
+    /// Buffers whose content nobody wants.
+    spent: Vec<Buffer>,
 }
 
 impl Output {
@@ -111,6 +118,7 @@ impl Output {
         mut over: impl FnMut(Slot),
     ) {
         self.sent += count;
+        self.spent.drain(..).for_each(|buffer| pool.give(buffer));
         while let Some(first) = self
             .pieces
             .front()
@@ -121,7 +129,9 @@ impl Output {
             let Some(piece) = self.pieces.pop_front() else {
                 return;
             };
-            if let Body::Buffer(buffer) = piece.body {
+            if let Body::Data(data) = piece.body
+                && let Ok(buffer) = data.try_unshare()
+            {
                 pool.give(buffer);
             }
             if let Some(slot) = piece.ends {
@@ -133,6 +143,7 @@ impl Output {
     /// Drops everything; the requests in it are over.
     pub(super) fn discard(&mut self, mut over: impl FnMut(Slot)) {
         self.sent = 0;
+        self.spent.clear();
         self.pieces
             .drain(..)
             .filter_map(|piece| piece.ends)
@@ -145,27 +156,99 @@ impl Output {
     }
 
     /// The whole reply to one request.
-    pub(super) fn push_reply(
-        &mut self,
-        slot: Slot,
-        header: &Header,
-        structured: bool,
-        answer: Answer,
-    ) {
+    pub(super) fn push_reply(&mut self, slot: Slot, header: &Header, style: Style, answer: Answer) {
         let piece = match answer {
-            Answer::Status(runs) => status_chunk(header, &runs),
-            Answer::Failed(failure) if structured => error_chunk(header, &failure),
-            Answer::Failed(failure) => simple(header, code(failure.errno), Body::none()),
-            Answer::Data(data) if structured => data_chunk(header, data),
-            Answer::Data(data) => simple(header, 0, Body::Buffer(data)),
-            // Commands without data may answer simply on a structured session; it is shorter.
-            Answer::Done => simple(header, 0, Body::none()),
+            Answer::Data(data) if header.command == wire::CMD_CACHE => {
+                self.spent.push(data);
+                done(header, style)
+            }
+            Answer::Data(data) if style == Style::Simple => {
+                simple(header, 0, Body::Data(data.share()))
+            }
+            Answer::Data(data) => self.push_data(header, style, data),
+            Answer::Status(runs) => status_chunk(header, style, &runs),
+            Answer::Failed(failure) if style == Style::Simple => {
+                simple(header, code(failure.errno), Body::none())
+            }
+            Answer::Failed(failure) => error_chunk(header, style, &failure),
+            Answer::Done => done(header, style),
         };
         self.pieces.push_back(Piece {
             ends: Some(slot),
             ..piece
         });
     }
+
+    /// A read's data in chunks, zeroes as holes; returns the last chunk.
+    fn push_data(&mut self, header: &Header, style: Style, data: Buffer) -> Piece {
+        let data = data.share();
+        let grain = if header.has(wire::CMD_FLAG_DF) {
+            data.len()
+        } else {
+            GRAIN_BYTES
+        };
+        let mut start = 0;
+        loop {
+            let (len, zero) = run(data.as_slice().get(start..).unwrap_or_default(), grain);
+            let end = start + len;
+            let last = end == data.len();
+            let offset = header.offset.saturating_add(start as u64).to_be_bytes();
+            let part = data.slice(start..end).filter(|_| !zero);
+            let piece = match part {
+                Some(part) => {
+                    let chunk = Chunk {
+                        kind: wire::CHUNK_OFFSET_DATA,
+                        last,
+                        len: 8 + len,
+                    };
+                    chunk.piece(header, style, Body::Data(part)).put(&offset)
+                }
+                None => {
+                    let chunk = Chunk {
+                        kind: wire::CHUNK_OFFSET_HOLE,
+                        last,
+                        len: 12,
+                    };
+                    let hole = u32::try_from(len).unwrap_or(u32::MAX).to_be_bytes();
+                    chunk
+                        .piece(header, style, Body::none())
+                        .put(&offset)
+                        .put(&hole)
+                }
+            };
+            if last {
+                if zero {
+                    // The parts before, if any, do not give it back.
+                    self.spent.extend(data.try_unshare().ok());
+                }
+                return piece;
+            }
+            self.pieces.push_back(piece);
+            start = end;
+        }
+    }
+}
+
+/// How many bytes from the front on are all data or all zeroes, in whole grains, and which.
+fn run(data: &[u8], grain: usize) -> (usize, bool) {
+    let mut grains = data
+        .chunks(grain.max(1))
+        .map(|grain| (grain.len(), is_zero(grain)));
+    let Some((mut len, zero)) = grains.next() else {
+        return (0, true);
+    };
+    len += grains
+        .take_while(|(_, other)| *other == zero)
+        .map(|(len, _)| len)
+        .sum::<usize>();
+    (len, zero)
+}
+
+fn is_zero(bytes: &[u8]) -> bool {
+    // In steps that the compiler makes a few instructions of.
+    bytes
+        .chunks(64)
+        .all(|step| step.iter().fold(0, |all, byte| all | byte) == 0)
 }
 
 impl Body {
@@ -181,80 +264,109 @@ fn simple(header: &Header, code: u32, body: Body) -> Piece {
         .put(&header.cookie.to_be_bytes())
 }
 
-/// A chunk that is the whole reply; `length` counts what follows the chunk's header.
-fn chunk(header: &Header, kind: u16, length: usize, body: Body) -> Piece {
-    let length = u32::try_from(length).expect("chunks are at most 32 MiB and a head");
-    Piece::new(body, None)
-        .put(&wire::CHUNK_MAGIC.to_be_bytes())
-        .put(&wire::CHUNK_DONE.to_be_bytes())
-        .put(&kind.to_be_bytes())
-        .put(&header.cookie.to_be_bytes())
-        .put(&length.to_be_bytes())
-}
-
-fn data_chunk(header: &Header, data: Buffer) -> Piece {
-    let offset = header.offset.to_be_bytes();
-    // Looking costs only where there are zeroes, and there it saves sending them.
-    if data.as_slice().iter().all(|byte| *byte == 0) {
-        let piece = chunk(header, wire::CHUNK_OFFSET_HOLE, 12, Body::none());
-        return piece.put(&offset).put(&header.length.to_be_bytes());
+/// Success without content. On a structured session it may be a simple reply, which is shorter.
+fn done(header: &Header, style: Style) -> Piece {
+    if style < Style::Extended {
+        return simple(header, 0, Body::none());
     }
-    let length = 8 + data.len();
-    chunk(header, wire::CHUNK_OFFSET_DATA, length, Body::Buffer(data)).put(&offset)
+    Chunk::only(wire::CHUNK_NONE, 0).piece(header, style, Body::none())
 }
 
-fn error_chunk(header: &Header, failure: &Failure) -> Piece {
+/// What a chunk's header says besides the request's own fields; `len` counts what follows it.
+struct Chunk {
+    kind: u16,
+    last: bool,
+    len: usize,
+}
+
+impl Chunk {
+    /// A chunk that is a whole reply.
+    fn only(kind: u16, len: usize) -> Self {
+        Self {
+            kind,
+            last: true,
+            len,
+        }
+    }
+
+    fn piece(self, header: &Header, style: Style, body: Body) -> Piece {
+        let flags = if self.last { wire::CHUNK_DONE } else { 0 };
+        let (magic, extended) = match style {
+            Style::Extended => (wire::EXTENDED_CHUNK_MAGIC, true),
+            _ => (wire::CHUNK_MAGIC, false),
+        };
+        let piece = Piece::new(body, None)
+            .put(&magic.to_be_bytes())
+            .put(&flags.to_be_bytes())
+            .put(&self.kind.to_be_bytes())
+            .put(&header.cookie.to_be_bytes());
+        if extended {
+            return piece
+                .put(&header.offset.to_be_bytes())
+                .put(&(self.len as u64).to_be_bytes());
+        }
+        let len = u32::try_from(self.len).expect("chunks are at most 32 MiB and a head");
+        piece.put(&len.to_be_bytes())
+    }
+}
+
+fn error_chunk(header: &Header, style: Style, failure: &Failure) -> Piece {
     let text: Vec<u8> = failure.message.bytes().take(1024).collect();
-    let length = 6 + text.len();
     let size = u16::try_from(text.len()).expect("cut to 1024 bytes");
-    chunk(header, wire::CHUNK_ERROR, length, Body::Bytes(text))
+    Chunk::only(wire::CHUNK_ERROR, 6 + text.len())
+        .piece(header, style, Body::Bytes(text))
         .put(&code(failure.errno).to_be_bytes())
         .put(&size.to_be_bytes())
 }
 
-fn status_chunk(header: &Header, runs: &[BlockRun]) -> Piece {
+fn status_chunk(header: &Header, style: Style, runs: &[BlockRun]) -> Piece {
     let limit = if header.has(wire::CMD_FLAG_REQ_ONE) {
         1
     } else {
         RUNS_MAX
     };
-    let merged = merge(runs, u64::from(header.length), limit);
+    let merged = merge(runs, header.length, limit);
     if merged.is_empty() {
         let message = "the range has no state".to_owned();
-        return error_chunk(
-            header,
-            &Failure {
-                errno: Errno::Io,
-                message,
-            },
-        );
+        let errno = Errno::Io;
+        return error_chunk(header, style, &Failure { errno, message });
     }
-    let mut body = Vec::with_capacity(merged.len() * 8);
-    for (length, state) in merged {
-        body.extend(length.to_be_bytes());
-        body.extend(state.to_be_bytes());
+    let mut body = Vec::with_capacity(merged.len() * 16);
+    if style == Style::Extended {
+        let count = u32::try_from(merged.len()).expect("at most RUNS_MAX");
+        body.extend(count.to_be_bytes());
+        for (length, state) in merged {
+            body.extend(length.to_be_bytes());
+            body.extend(u64::from(state).to_be_bytes());
+        }
+    } else {
+        for (length, state) in merged {
+            let length = u32::try_from(length).expect("the request's length is 32 bits");
+            body.extend(length.to_be_bytes());
+            body.extend(state.to_be_bytes());
+        }
     }
-    chunk(
-        header,
-        wire::CHUNK_BLOCK_STATUS,
-        4 + body.len(),
-        Body::Bytes(body),
-    )
-    .put(&ALLOCATION_CONTEXT.to_be_bytes())
+    let kind = match style {
+        Style::Extended => wire::CHUNK_BLOCK_STATUS_EXT,
+        _ => wire::CHUNK_BLOCK_STATUS,
+    };
+    Chunk::only(kind, 4 + body.len())
+        .piece(header, style, Body::Bytes(body))
+        .put(&ALLOCATION_CONTEXT.to_be_bytes())
 }
 
 /// Joins neighbours in one state and cuts at the request's end.
-fn merge(runs: &[BlockRun], mut left: u64, limit: usize) -> Vec<(u32, u32)> {
-    let mut merged: Vec<(u32, u32)> = Vec::new();
+fn merge(runs: &[BlockRun], mut left: u64, limit: usize) -> Vec<(u64, u32)> {
+    let mut merged: Vec<(u64, u32)> = Vec::new();
     for run in runs {
         let length = run.length_bytes.min(left);
         left -= length;
-        let Some(length) = u32::try_from(length).ok().filter(|l| *l > 0) else {
+        if length == 0 {
             continue;
-        };
+        }
         let hole = if run.hole { wire::STATE_HOLE } else { 0 };
         let state = hole | if run.zero { wire::STATE_ZERO } else { 0 };
-        // Together they are at most the request's length, which is a u32.
+        // Together they are at most the request's length.
         if let Some((total, _)) = merged.last_mut().filter(|(_, last)| *last == state) {
             *total += length;
         } else if merged.len() < limit {

@@ -3,10 +3,11 @@
 use super::Export;
 use super::handshake::{self, Next, OPTION_BYTES_MAX, OPTIONS_MAX};
 use super::reply::Output;
-use super::request::{Agreed, Header};
+use super::request::{Agreed, Header, REQUEST_BYTES_MAX, Style};
 use crate::frontend::{Answer, Buffers, Errno, Failure, FrontEnd, Job, Slot, Work};
 use block::Buffer;
 use datapath::nbd::wire;
+use std::collections::VecDeque;
 
 /// Requests of one session between their header and the last byte of their reply.
 pub const IN_FLIGHT_MAX: usize = 128;
@@ -33,9 +34,17 @@ enum Phase {
         filled: usize,
     },
     /// The payload of a write that fails is thrown away.
-    Discard { slot: Slot, left: u32, errno: Errno },
+    Discard { slot: Slot, left: u64, errno: Errno },
     /// Nothing more is taken; what is in flight is answered.
     Ending,
+}
+
+/// A request between its header and the last byte of its reply.
+#[derive(Debug, Clone, Copy)]
+struct Request {
+    header: Header,
+    /// How much of it was handed out as jobs.
+    worked: u64,
 }
 
 /// One connection. See the module's page.
@@ -48,8 +57,10 @@ pub struct Session {
     /// The part of `staging` that is received and not taken yet.
     start: usize,
     end: usize,
-    requests: Vec<Option<Header>>,
+    requests: Vec<Option<Request>>,
     free: Vec<Slot>,
+    /// Requests whose job is done and that need another.
+    unfinished: VecDeque<Slot>,
     cost_bytes: usize,
     output: Output,
     /// Set when the peer cannot hear answers any more.
@@ -70,6 +81,7 @@ impl Session {
             end: 0,
             requests: Vec::new(),
             free: Vec::new(),
+            unfinished: VecDeque::new(),
             cost_bytes: 0,
             output,
             deaf: false,
@@ -108,6 +120,9 @@ impl Session {
 
     /// Goes on with what was received; `None` when more bytes, answers or sending are needed.
     pub fn next_job(&mut self, pool: &mut impl Buffers) -> Option<Job> {
+        if let Some(job) = self.go_on() {
+            return Some(job);
+        }
         loop {
             let moved = match &mut self.phase {
                 Phase::Flags => self.take_flags(),
@@ -129,15 +144,17 @@ impl Session {
 
     /// Answers a job. Every job is answered exactly once, in any order.
     pub fn answer(&mut self, slot: Slot, answer: Answer) {
-        let Some(header) = self.requests.get(slot.0 as usize).copied().flatten() else {
+        let Some(Request { header, worked }) = self.request(slot) else {
             return;
         };
         if self.deaf {
             self.over(slot);
-            return;
+        } else if matches!(answer, Answer::Done) && header.piece_bytes(worked) > 0 {
+            self.unfinished.push_back(slot);
+        } else {
+            self.output
+                .push_reply(slot, &header, self.agreed.style, answer);
         }
-        self.output
-            .push_reply(slot, &header, self.agreed.structured, answer);
     }
 
     /// What is to be sent, in order; none of the parts is empty.
@@ -171,6 +188,7 @@ impl Session {
         self.deaf = true;
         let mut over = Vec::new();
         self.output.discard(|slot| over.push(slot));
+        over.extend(self.unfinished.drain(..));
         over.into_iter().for_each(|slot| self.over(slot));
     }
 
@@ -199,6 +217,19 @@ impl Session {
         self.requests.len() - self.free.len()
     }
 
+    fn request(&self, slot: Slot) -> Option<Request> {
+        self.requests.get(slot.0 as usize).copied().flatten()
+    }
+
+    /// The next job of a request that is larger than one.
+    fn go_on(&mut self) -> Option<Job> {
+        let slot = self.unfinished.pop_front()?;
+        let request = self.requests.get_mut(slot.0 as usize)?.as_mut()?;
+        let work = request.header.work(request.worked)?;
+        request.worked += request.header.piece_bytes(request.worked);
+        Some(Job { slot, work })
+    }
+
     fn unread(&self) -> &[u8] {
         self.staging.get(self.start..self.end).unwrap_or_default()
     }
@@ -216,11 +247,12 @@ impl Session {
             u32::from(wire::FLAG_FIXED_NEWSTYLE),
             u32::from(wire::FLAG_NO_ZEROES),
         );
-        if flags & fixed == 0 || flags & !(fixed | no_zeroes) != 0 {
+        if flags & !(fixed | no_zeroes) != 0 {
             // Nothing in the protocol could tell the client.
             self.lost();
             return None;
         }
+        self.agreed.fixed = flags & fixed != 0;
         self.agreed.no_zeroes = flags & no_zeroes != 0;
         self.phase = Phase::Option(0);
         Some(())
@@ -265,8 +297,8 @@ impl Session {
 
     /// `Some(None)`: moved on without a job.
     fn take_request(&mut self, pool: &mut impl Buffers) -> Option<Option<Job>> {
-        let header = self.unread().first_chunk()?;
-        let Some(header) = Header::parse(header) else {
+        let style = self.agreed.style;
+        let Ok((header, size)) = Header::parse(self.unread(), style)? else {
             self.lost();
             return None;
         };
@@ -274,17 +306,22 @@ impl Session {
             self.end();
             return None;
         }
+        let payload = header.payload_bytes;
+        if style == Style::Extended && payload > u64::from(REQUEST_BYTES_MAX) {
+            // Its end could be 2^64 bytes away: the specification has the connection closed.
+            self.lost();
+            return None;
+        }
         let cost = self.cost_bytes + header.cost_bytes();
         if self.in_flight() > 0 && (self.in_flight() == IN_FLIGHT_MAX || cost > IN_FLIGHT_BYTES_MAX)
         {
             return None;
         }
-        self.start += wire::REQUEST_BYTES;
+        self.start += size;
         let slot = self.begin(header);
-        let payload = header.payload_bytes();
         match header.check(&self.export, self.agreed) {
             Ok(()) if payload > 0 => {
-                let data = pool.take(payload as usize);
+                let data = pool.take(usize::try_from(payload).unwrap_or_default());
                 self.phase = Phase::Payload {
                     slot,
                     data,
@@ -292,7 +329,10 @@ impl Session {
                 };
                 Some(None)
             }
-            Ok(()) => Some(header.work().map(|work| Job { slot, work })),
+            Ok(()) => {
+                self.unfinished.push_front(slot);
+                Some(self.go_on())
+            }
             Err(errno) => {
                 self.phase = Phase::Discard {
                     slot,
@@ -322,7 +362,7 @@ impl Session {
         let Phase::Payload { data, .. } = std::mem::replace(&mut self.phase, Phase::Request) else {
             return None;
         };
-        let header = self.requests.get(slot.0 as usize).copied().flatten()?;
+        let header = self.request(slot)?.header;
         let fua = header.has(wire::CMD_FLAG_FUA);
         Some(Job {
             slot,
@@ -338,9 +378,10 @@ impl Session {
         let Phase::Discard { slot, left, errno } = &mut self.phase else {
             return None;
         };
-        let count = (self.end - self.start).min(*left as usize);
+        let staged = self.end - self.start;
+        let count = usize::try_from(*left).map_or(staged, |left| staged.min(left));
         self.start += count;
-        *left -= u32::try_from(count).expect("at most `left`, a u32");
+        *left -= count as u64;
         if *left > 0 {
             return None;
         }
@@ -358,19 +399,21 @@ impl Session {
             Slot(u32::try_from(self.requests.len() - 1).expect("at most IN_FLIGHT_MAX"))
         });
         if let Some(place) = self.requests.get_mut(slot.0 as usize) {
-            *place = Some(header);
+            // What has a payload is one job, whose data comes later.
+            let worked = header.payload_bytes;
+            *place = Some(Request { header, worked });
         }
         slot
     }
 
     /// The request needs nothing any more.
     fn over(&mut self, slot: Slot) {
-        if let Some(header) = self
+        if let Some(request) = self
             .requests
             .get_mut(slot.0 as usize)
             .and_then(Option::take)
         {
-            self.cost_bytes -= header.cost_bytes();
+            self.cost_bytes -= request.header.cost_bytes();
             self.free.push(slot);
         }
     }

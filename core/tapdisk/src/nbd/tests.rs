@@ -1,6 +1,7 @@
 //! Byte scripts: what a client sends and exactly what comes back. The numbers are written out here
 //! from the protocol's specification and share nothing with the code under test.
 
+mod extended;
 mod hostile;
 mod options;
 mod requests;
@@ -39,10 +40,19 @@ impl Wire {
 
     /// After greeting, `GO`, and structured replies with `base:allocation` if wanted.
     fn greeted(read_only: bool, structured: bool) -> Self {
+        Self::greeted_by(read_only, structured.then_some(8))
+    }
+
+    /// After greeting and `GO` with extended headers and `base:allocation`.
+    fn extended(read_only: bool) -> Self {
+        Self::greeted_by(read_only, Some(11))
+    }
+
+    fn greeted_by(read_only: bool, style: Option<u32>) -> Self {
         let mut wire = Self::new(read_only);
         let mut script = 3_u32.to_be_bytes().to_vec();
-        if structured {
-            script.extend(option(8, &[]));
+        if let Some(style) = style {
+            script.extend(option(style, &[]));
             script.extend(option(10, &context_query("disk", &["base:allocation"])));
         }
         script.extend(option(7, &go("disk", &[])));
@@ -165,6 +175,19 @@ fn request(flags: u16, command: u16, cookie: u64, offset: u64, length: u32) -> V
     .concat()
 }
 
+/// A request with an extended header.
+fn wide(flags: u16, command: u16, cookie: u64, offset: u64, length: u64) -> Vec<u8> {
+    [
+        &0x21e4_1c71_u32.to_be_bytes()[..],
+        &flags.to_be_bytes(),
+        &command.to_be_bytes(),
+        &cookie.to_be_bytes(),
+        &offset.to_be_bytes(),
+        &length.to_be_bytes(),
+    ]
+    .concat()
+}
+
 fn simple_reply(error: u32, cookie: u64) -> Vec<u8> {
     [
         &0x6744_6698_u32.to_be_bytes()[..],
@@ -176,13 +199,31 @@ fn simple_reply(error: u32, cookie: u64) -> Vec<u8> {
 
 /// A chunk with the DONE flag.
 fn chunk(kind: u16, cookie: u64, body: &[u8]) -> Vec<u8> {
+    flagged_chunk(1, kind, cookie, body)
+}
+
+fn flagged_chunk(flags: u16, kind: u16, cookie: u64, body: &[u8]) -> Vec<u8> {
     let length = u32::try_from(body.len()).unwrap();
     [
         &0x668e_33ef_u32.to_be_bytes()[..],
-        &1_u16.to_be_bytes(),
+        &flags.to_be_bytes(),
         &kind.to_be_bytes(),
         &cookie.to_be_bytes(),
         &length.to_be_bytes(),
+        body,
+    ]
+    .concat()
+}
+
+/// A chunk with an extended header and the DONE flag.
+fn wide_chunk(kind: u16, cookie: u64, offset: u64, body: &[u8]) -> Vec<u8> {
+    [
+        &0x6e8a_278c_u32.to_be_bytes()[..],
+        &1_u16.to_be_bytes(),
+        &kind.to_be_bytes(),
+        &cookie.to_be_bytes(),
+        &offset.to_be_bytes(),
+        &(body.len() as u64).to_be_bytes(),
         body,
     ]
     .concat()

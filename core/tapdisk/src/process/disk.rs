@@ -312,14 +312,15 @@ impl Disk {
             };
             more |= client.pump(&mut self.engine, &mut jobs);
             for job in jobs.drain(..) {
-                self.submit(key, job);
+                more |= self.submit(key, job);
             }
         }
         self.jobs = jobs;
         more
     }
 
-    fn submit(&mut self, client: Key, Job { slot, work }: Job) {
+    /// `true` when the job is answered already, so that there is something to send.
+    fn submit(&mut self, client: Key, Job { slot, work }: Job) -> bool {
         let request = match work {
             Work::Read { offset, length } => Request::Read {
                 offset,
@@ -333,17 +334,29 @@ impl Disk {
                 fua,
             } => Request::Trim {
                 offset,
-                len_bytes: length.into(),
+                len_bytes: length,
                 fua,
             },
+            Work::WriteZeroes {
+                offset,
+                fast_bytes,
+                no_hole,
+                ..
+            } if fast_bytes > 0 && !self.engine.zeroes_are_fast(offset, fast_bytes, !no_hole) => {
+                if let Some(client) = self.clients.get_mut(&client) {
+                    client.answer(slot, Answer::Failed(not_fast()));
+                }
+                return true;
+            }
             Work::WriteZeroes {
                 offset,
                 length,
                 fua,
                 no_hole,
+                ..
             } => Request::WriteZeroes {
                 offset,
-                len_bytes: length.into(),
+                len_bytes: length,
                 may_trim: !no_hole,
                 fua,
             },
@@ -353,12 +366,13 @@ impl Disk {
                 one,
             } => Request::BlockStatus {
                 offset,
-                len_bytes: length.into(),
+                len_bytes: length,
                 extents_max: if one { 1 } else { RUNS_MAX },
             },
         };
         let ticket = self.ticket(Pending::Client { client, slot });
         self.engine.submit(ticket, request);
+        false
     }
 
     fn finish(&mut self, finished: Finished, outcomes: &mut Vec<LiveOutcome>) {
@@ -402,6 +416,13 @@ fn noted(paused: &engine::Paused) -> Paused {
         kind,
         message: paused.error.message.clone(),
         since_unix_ms: u64::try_from(since_ms).unwrap_or(u64::MAX),
+    }
+}
+
+fn not_fast() -> Failure {
+    Failure {
+        errno: Errno::NotSupported,
+        message: "zeroes would have to be written".to_owned(),
     }
 }
 

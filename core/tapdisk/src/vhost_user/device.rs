@@ -319,7 +319,7 @@ impl Device {
             Asked::Flush => Work::Flush,
             Asked::Trim { offset, length } => Work::Trim {
                 offset,
-                length,
+                length: length.into(),
                 fua: false,
             },
             Asked::WriteZeroes {
@@ -328,9 +328,10 @@ impl Device {
                 may_trim,
             } => Work::WriteZeroes {
                 offset,
-                length,
+                length: length.into(),
                 fua,
                 no_hole: !may_trim,
+                fast_bytes: 0,
             },
         };
         let slot = self.activate(ring, head, status, cost_bytes);

@@ -38,7 +38,8 @@ async fn nbdinfo_sees_the_export_with_all_its_powers() {
         ("can_multi_conn", true.into()),
         ("can_trim", true.into()),
         ("can_zero", true.into()),
-        ("can_cache", false.into()),
+        ("can_cache", true.into()),
+        ("can_fast_zero", true.into()),
         ("block_size_minimum", 512.into()),
         ("block_size_preferred", 4096.into()),
         ("block_size_maximum", 33_554_432.into()),
@@ -267,6 +268,66 @@ async fn block_status_zeroes_and_trim_tell_the_truth() {
     disk.disconnect().await.unwrap();
     client.close(&rid(), &dp("d")).await.unwrap();
     bench.assert_sound("a.vhd", Strictness::Closed);
+}
+
+#[tokio::test]
+async fn one_request_may_be_about_more_than_4_gib() {
+    let bench = Bench::new();
+    let client = bench.client("a").await;
+    let size = 300 << 30;
+    bench.create(&client, "a.vhd", size, None).await;
+    let socket = bench.serve(&client, "d", &["a.vhd"]).await;
+    let disk = nbd(&socket, "d").await;
+    assert!(disk.info().extended);
+    let ends = [0, 5 << 30, size - 4096];
+    for at in ends {
+        disk.write(at, pattern(at, 4096), PLAIN).await.unwrap();
+    }
+    disk.write_zeroes(4096, size - 8192, PLAIN).await.unwrap();
+    assert_eq!(disk.read(5 << 30, 4096).await.unwrap(), [0; 4096]);
+    assert!(disk.read(size - 4096, 4096).await.unwrap() == pattern(size - 4096, 4096));
+    let runs = disk.block_status(0, size).await.unwrap();
+    assert_eq!(runs[0].length_bytes, 4096);
+    assert!(runs.last().unwrap().length_bytes > 1 << 32, "{runs:?}");
+    disk.trim(0, size).await.unwrap();
+    disk.disconnect().await.unwrap();
+    client.close(&rid(), &dp("d")).await.unwrap();
+    bench.assert_sound("a.vhd", Strictness::Closed);
+}
+
+#[tokio::test]
+async fn fast_zeroes_fail_where_they_would_be_slow_and_change_nothing() {
+    let bench = Bench::new();
+    let client = bench.client("a").await;
+    let base = bench.create(&client, "a.vhd", 8 * MIB, None).await;
+    let socket = bench.serve(&client, "base", &["a.vhd"]).await;
+    let disk = nbd(&socket, "base").await;
+    disk.write(4 * MIB, pattern(1, 4096), PLAIN).await.unwrap();
+    disk.disconnect().await.unwrap();
+    client.close(&rid(), &dp("base")).await.unwrap();
+    let parent = Some(("a.vhd", base.uuid));
+    bench.create(&client, "b.vhd", 8 * MIB, parent).await;
+    let socket = bench.serve(&client, "d", &["b.vhd", "a.vhd"]).await;
+    // qemu-io's -n is "no fallback to writing", which travels as the flag; -u allows holes.
+    let io = async |command: &str| {
+        let arguments = ["-f", "raw", "-c", command, &uri(&socket, "d")];
+        try_tool("qemu-io", &arguments).await
+    };
+    for (command, fast) in [
+        ("write -z -n -u 0 4M", true),
+        ("write -z -n 0 4M", false),
+        ("write -z -n -u 0 8M", false),
+        ("write -z -n -u 4M 1M", false),
+        ("write -z -n -u 6M 2M", true),
+    ] {
+        let (_, text) = io(command).await;
+        assert_eq!(text.contains("not supported"), !fast, "{command}: {text}");
+    }
+    let disk = nbd(&socket, "d").await;
+    assert!(disk.read(4 * MIB, 4096).await.unwrap() == pattern(1, 4096));
+    let (ok, text) = io("write -z 0 8M").await;
+    assert!(ok && !text.contains("failed"), "{text}");
+    assert_eq!(disk.read(4 * MIB, 4096).await.unwrap(), [0; 4096]);
 }
 
 #[tokio::test]

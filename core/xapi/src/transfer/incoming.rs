@@ -256,7 +256,7 @@ impl Disk {
             let step = ZEROES_BYTES_MAX.min(length - at);
             let zeroed = self
                 .0
-                .write_zeroes(offset + at, step as u32, WriteFlags::default())
+                .write_zeroes(offset + at, step, WriteFlags::default())
                 .await;
             zeroed.map_err(|error| {
                 moving_failed(&format!("cannot zero at {}", offset + at), &error)
@@ -279,12 +279,12 @@ impl Disk {
         let mut offset = 0;
         while offset < size {
             ticket.task.check_cancelled()?;
-            let length = (CHUNK_BYTES as u64 * 16).min(size - offset) as u32;
+            let length = (CHUNK_BYTES as u64 * 16).min(size - offset);
             let runs = self.0.block_status(offset, length).await;
             let runs =
                 runs.map_err(|error| moving_failed("cannot read the image's map", &error))?;
             for run in runs {
-                let end = offset.saturating_add(u64::from(run.length_bytes)).min(size);
+                let end = offset.saturating_add(run.length_bytes).min(size);
                 while offset < end {
                     let step = (CHUNK_BYTES as u64).min(end - offset);
                     if run.zero {

@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 /// Bytes of one question about which parts of the disk hold data.
-const STATUS_BYTES: u64 = 1 << 30;
+const STATUS_BYTES: u64 = 64 << 30;
 
 /// A chunk of the stream: where it comes from.
 #[derive(Debug)]
@@ -106,13 +106,13 @@ async fn data_blocks(nbd: &Client, size: u64) -> Result<Vec<bool>, ApiError> {
     let mut has_data = vec![false; blocks];
     let mut offset = 0;
     while offset < size {
-        let length = STATUS_BYTES.min(size - offset) as u32;
+        let length = STATUS_BYTES.min(size - offset);
         let runs = nbd
             .block_status(offset, length)
             .await
             .map_err(|error| moving_failed("cannot read the disk's map", &error))?;
         for run in runs {
-            let end = offset.saturating_add(u64::from(run.length_bytes)).min(size);
+            let end = offset.saturating_add(run.length_bytes).min(size);
             if !run.zero && end > offset {
                 let (first, last) = (offset / BLOCK_BYTES, (end - 1) / BLOCK_BYTES);
                 for block in has_data

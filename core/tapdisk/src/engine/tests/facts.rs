@@ -291,6 +291,49 @@ fn zeros_into_nothing_take_no_space() {
 }
 
 #[test]
+fn fast_zeroes_are_promised_only_where_nothing_is_written() {
+    let mut ram = RamDisk::new();
+    let base = (ram.add_file(dynamic(1, 5 * BLOCK)), Format::Vhd);
+    let mut rig = Rig::open(ram, &[base]);
+    for block in [0, 2] {
+        rig.write(block * BLOCK, &[9; 512]).expect("write");
+    }
+    let mut ram = rig.close();
+    let leaf = (ram.add_file(child(2, Some(1), 5 * BLOCK)), Format::Vhd);
+    let mut rig = Rig::open(Logged::new(ram), &[leaf, base]);
+    for block in [1, 2] {
+        rig.write(block * BLOCK, &[8; 512]).expect("write");
+    }
+    // First block, blocks, whether holes do: data in the leaf alone, in both, in neither, all of
+    // these, and one that has data below only.
+    for (first, count, fast) in [
+        (1, 1, true),
+        (2, 1, true),
+        (3, 2, true),
+        (1, 4, true),
+        (0, 5, false),
+    ] {
+        let (offset, len_bytes) = (first * BLOCK, count * BLOCK);
+        let promised = rig.engine.zeroes_are_fast(offset, len_bytes, true);
+        assert_eq!(promised, fast, "{count} blocks from {first}");
+        assert!(
+            !rig.engine.zeroes_are_fast(offset, len_bytes, false),
+            "allocated zeroes have to be written"
+        );
+        rig.io.log.clear();
+        let zero = Request::WriteZeroes {
+            offset,
+            len_bytes,
+            may_trim: true,
+            fua: false,
+        };
+        rig.run(zero).expect("zeroes");
+        let wrote = rig.io.count(Verb::Write) > 0;
+        assert_eq!(wrote, !fast, "{count} blocks from {first}");
+    }
+}
+
+#[test]
 fn zeroes_over_a_parent_hide_it_on_files_without_holes_too() {
     for holes in [true, false] {
         let mut ram = RamDisk::new();

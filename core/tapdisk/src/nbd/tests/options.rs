@@ -31,8 +31,8 @@ fn description(option: u32, flags: u16) -> Vec<u8> {
     .concat()
 }
 
-/// HAS_FLAGS, FLUSH, FUA, TRIM, WRITE_ZEROES, MULTI_CONN.
-const FLAGS: u16 = 1 | 4 | 8 | 32 | 64 | 256;
+/// HAS_FLAGS, FLUSH, FUA, TRIM, WRITE_ZEROES, MULTI_CONN, CACHE, FAST_ZERO.
+const FLAGS: u16 = 1 | 4 | 8 | 32 | 64 | 256 | 1024 | 2048;
 const DF: u16 = 128;
 
 #[test]
@@ -170,6 +170,49 @@ fn every_option_has_its_answer_and_the_session_goes_on() {
             option_reply(10, UNKNOWN, b"no such export"),
         ),
         (
+            "SET_META twice of the same, of a leaf nobody knows and of no namespace",
+            10,
+            context_query(
+                "",
+                &[
+                    "base:allocation",
+                    "base:allocation",
+                    "base:x",
+                    "base",
+                    "",
+                    "\0",
+                ],
+            ),
+            [
+                option_reply(10, 4, &allocation(1)),
+                option_reply(10, 1, &[]),
+            ]
+            .concat(),
+        ),
+        (
+            "SET_META of nothing",
+            10,
+            context_query("disk", &[]),
+            option_reply(10, 1, &[]),
+        ),
+        (
+            "SET_META without its count",
+            10,
+            string("disk"),
+            option_reply(10, INVALID, b"the option is cut off"),
+        ),
+        (
+            "INFO of everything, twice, and of what is not known yet",
+            6,
+            go("disk", &[0, 1, 1, 2, 3, 9, u16::MAX]),
+            [
+                description(6, FLAGS | DF),
+                option_reply(6, 3, b"\0\x01disk"),
+                option_reply(6, 1, &[]),
+            ]
+            .concat(),
+        ),
+        (
             "SET_META with fewer queries than it says",
             10,
             [string("disk"), vec![0, 0, 0, 2], string("base:")].concat(),
@@ -206,6 +249,47 @@ fn every_option_has_its_answer_and_the_session_goes_on() {
 }
 
 #[test]
+fn an_old_client_has_no_other_option_than_export_name() {
+    for flags in [0_u32, 2] {
+        for number in [3, 5, 6, 7, 8, 11] {
+            let mut wire = Wire::new(false);
+            wire.send(&flags.to_be_bytes());
+            wire.read();
+            wire.send(&option(number, &[]));
+            assert!(wire.read().is_empty() && wire.session.is_finished());
+        }
+    }
+}
+
+#[test]
+fn extended_headers_stay_once_chosen_and_exclude_export_name() {
+    let mut wire = flagged();
+    let too_late = b"extended headers were chosen already";
+    let cases = [
+        (8, vec![], option_reply(8, 1, &[])),
+        (
+            11,
+            vec![0],
+            option_reply(11, INVALID, b"the option is longer than its content"),
+        ),
+        (11, vec![], option_reply(11, 1, &[])),
+        (8, vec![], option_reply(8, (1 << 31) + 10, too_late)),
+        (11, vec![], option_reply(11, 1, &[])),
+        (
+            6,
+            go("disk", &[]),
+            [description(6, FLAGS | DF), option_reply(6, 1, &[])].concat(),
+        ),
+    ];
+    for (number, data, reply) in cases {
+        wire.send(&option(number, &data));
+        assert_eq!(wire.read(), reply, "option {number}");
+    }
+    wire.send(&option(1, b"disk"));
+    assert!(wire.read().is_empty() && wire.session.is_finished());
+}
+
+#[test]
 fn a_failed_choice_of_contexts_undoes_the_one_before() {
     let mut wire = flagged();
     wire.send(&option(8, &[]));
@@ -221,13 +305,14 @@ fn a_failed_choice_of_contexts_undoes_the_one_before() {
 
 #[test]
 fn export_name_enters_with_and_without_zeroes() {
-    for (client_flags, zeroes) in [(3_u32, 0), (1, 124)] {
+    // Without the first bit it is a client that knows no other option.
+    for (client_flags, zeroes) in [(3_u32, 0), (1, 124), (2, 0), (0, 124)] {
         for name in [&b"disk"[..], b""] {
             let mut wire = Wire::new(true);
             wire.send(&client_flags.to_be_bytes());
             wire.read();
             wire.send(&option(1, name));
-            let read_only = 1_u16 | 2 | 4 | 8 | 256;
+            let read_only = 1_u16 | 2 | 4 | 8 | 256 | 1024;
             let expected = [
                 &SIZE.to_be_bytes()[..],
                 &read_only.to_be_bytes(),

@@ -33,11 +33,19 @@ fn every_command_becomes_its_job() {
         ),
         (
             request(0, 6, 1, 0, 512),
-            "WriteZeroes { offset: 0, length: 512, fua: false, no_hole: false }",
+            "WriteZeroes { offset: 0, length: 512, fua: false, no_hole: false, fast_bytes: 0 }",
         ),
         (
             request(3, 6, 1, 0, 512),
-            "WriteZeroes { offset: 0, length: 512, fua: true, no_hole: true }",
+            "WriteZeroes { offset: 0, length: 512, fua: true, no_hole: true, fast_bytes: 0 }",
+        ),
+        (
+            request(16, 6, 1, 512, 1024),
+            "WriteZeroes { offset: 512, length: 1024, fua: false, no_hole: false, fast_bytes: 1024 }",
+        ),
+        (
+            request(0, 5, 1, 512, 1024),
+            "Read { offset: 512, length: 1024 }",
         ),
         (
             request(0, 7, 1, 0, 1 << 20),
@@ -158,6 +166,70 @@ fn answers_become_structured_replies() {
         simple_reply(0, 26),
     ];
     assert_eq!(wire.read(), expected.concat());
+}
+
+#[test]
+fn a_read_is_cut_into_data_and_holes_unless_it_must_not() {
+    const GRAIN: usize = 32 << 10;
+    // Bytes in grains of 32 KiB; what is sent as (hole, grains) each.
+    let cases = [
+        (vec![0, 0, 0], vec![(true, 3)]),
+        (vec![1, 1], vec![(false, 2)]),
+        (vec![0, 0, 7, 0], vec![(true, 2), (false, 1), (true, 1)]),
+        (vec![1, 0, 0, 2, 3], vec![(false, 1), (true, 2), (false, 2)]),
+    ];
+    for (grains, parts) in cases {
+        let bytes: Vec<u8> = grains.iter().flat_map(|b| [*b; GRAIN]).collect();
+        let length = u32::try_from(bytes.len()).unwrap();
+        let mut wire = Wire::greeted(false, true);
+        let jobs =
+            wire.send(&[request(0, 0, 1, 512, length), request(4, 0, 2, 512, length)].concat());
+        for job in jobs {
+            wire.session
+                .answer(job.slot, Answer::Data(Buffer::copy_of(&bytes)));
+        }
+        let mut expected = Vec::new();
+        let mut at = 0_usize;
+        for (n, (hole, count)) in parts.iter().enumerate() {
+            let offset = (512 + at as u64).to_be_bytes();
+            let size = *count as usize * GRAIN;
+            let done = u16::from(n + 1 == parts.len());
+            let body = if *hole {
+                [&offset[..], &u32::try_from(size).unwrap().to_be_bytes()].concat()
+            } else {
+                [&offset[..], &bytes[at..at + size]].concat()
+            };
+            expected.extend(flagged_chunk(done, if *hole { 2 } else { 1 }, 1, &body));
+            at += size;
+        }
+        // In one piece: its zeroes are sent, unless there is nothing else.
+        let whole = [&512_u64.to_be_bytes()[..], &bytes].concat();
+        let hole = [&512_u64.to_be_bytes()[..], &length.to_be_bytes()].concat();
+        let all_zero = grains.iter().all(|b| *b == 0);
+        expected.extend(if all_zero {
+            chunk(2, 2, &hole)
+        } else {
+            chunk(1, 2, &whole)
+        });
+        assert!(wire.read() == expected, "{grains:?}");
+        assert_eq!(wire.session.in_flight(), 0);
+    }
+}
+
+#[test]
+fn a_cached_range_is_answered_without_its_data() {
+    for (structured, error) in [
+        (false, simple_reply(5, 2)),
+        (true, chunk(1 << 15 | 1, 2, b"\0\0\0\x05\0\x03why")),
+    ] {
+        let mut wire = Wire::greeted(true, structured);
+        let jobs = wire.send(&[request(0, 5, 1, 0, 512), request(0, 5, 2, 0, 512)].concat());
+        wire.session
+            .answer(jobs[0].slot, Answer::Data(filled(512, 7)));
+        wire.session
+            .answer(jobs[1].slot, Answer::Failed(failure(Errno::Io)));
+        assert_eq!(wire.read(), [simple_reply(0, 1), error].concat());
+    }
 }
 
 #[test]

@@ -91,9 +91,9 @@ fn random_memory_never_breaks_a_device_or_gives_a_job_outside_the_disk() {
                 jobs += 1;
                 let end = match &work {
                     Work::Write { offset, data, .. } => offset + data.len() as u64,
-                    Work::Read { offset, length }
-                    | Work::Trim { offset, length, .. }
-                    | Work::WriteZeroes { offset, length, .. } => offset + u64::from(*length),
+                    Work::Read { offset, length } => offset + u64::from(*length),
+                    Work::Trim { offset, length, .. }
+                    | Work::WriteZeroes { offset, length, .. } => offset + length,
                     Work::Flush | Work::BlockStatus { .. } => 0,
                 };
                 assert!(end <= DISK_BYTES as u64, "seed {seed}: {work:?}");
