@@ -33,11 +33,13 @@ mod limits;
 mod live;
 mod load;
 mod map;
+mod owners;
 mod pause;
 mod read;
 mod request;
 mod reserve;
 mod scope;
+mod sealed;
 mod slab;
 mod state;
 mod stats;
@@ -194,6 +196,11 @@ impl Engine {
     /// Uuids of the layers, leaf first; nil for a raw layer.
     pub fn layer_uuids(&self) -> Vec<Uuid> {
         self.map.layers.iter().rev().map(Layer::uuid).collect()
+    }
+
+    /// Bytes of memory for knowing where everything is, caches of bounded size aside.
+    pub fn map_bytes(&self) -> usize {
+        self.map.memory_bytes()
     }
 
     /// Files of the layers, leaf first.

@@ -1,57 +1,81 @@
 //! The block allocation table in memory: where each block's bitmap begins, and the images of its
 //! sectors for writing. Whether entries make sense is checked when an image is opened.
 
+mod entries;
+
 use crate::wire::SECTOR_BYTES;
+use entries::Entries;
 
 const UNALLOCATED: u32 = u32::MAX;
 const ENTRIES_PER_SECTOR: u32 = 128;
 
 /// The used entries of a table. Entries beyond the disk's size are reserve, neither read nor kept.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Bat {
-    entries: Vec<u32>,
+    entries: Entries,
+    /// Used entries, allocated or not.
+    len: u32,
     max_entries: u32,
 }
+
+/// Equal if they say the same, in whatever form they keep it.
+impl PartialEq for Bat {
+    fn eq(&self, other: &Self) -> bool {
+        (self.len, self.max_entries) == (other.len, other.max_entries)
+            && self.allocated().eq(other.allocated())
+    }
+}
+
+impl Eq for Bat {}
 
 impl Bat {
     /// Takes over entries as they lie on disk; a last incomplete one is dropped.
     pub(crate) fn from_disk(bytes: &[u8], max_entries: u32) -> Self {
-        let be = |four: &[u8]| u32::from_be_bytes([four[0], four[1], four[2], four[3]]);
+        let len = (bytes.len() / 4) as u32;
+        let count = entries_of(bytes).count();
         Self {
-            entries: bytes.chunks_exact(4).map(be).collect(),
+            entries: Entries::collect(entries_of(bytes), count, len),
+            len,
             max_entries,
         }
     }
 
     /// Used entries: the disk's blocks.
     pub fn len(&self) -> u32 {
-        self.entries.len() as u32
+        self.len
     }
 
     /// Whether there is no entry, which is so for fixed disks only.
     pub fn is_empty(&self) -> bool {
-        self.entries.is_empty()
+        self.len == 0
     }
 
     /// Sector number of the block's bitmap; `None` if it is not allocated or not there at all.
+    #[inline]
     pub fn get(&self, block: u32) -> Option<u32> {
-        self.entries
-            .get(block as usize)
-            .copied()
-            .filter(|&entry| entry != UNALLOCATED)
+        self.entries.get(block)
     }
 
     /// Allocated blocks with the sector numbers of their bitmaps, in order of blocks.
     pub fn allocated(&self) -> impl Iterator<Item = (u32, u32)> + '_ {
-        let numbered = (0u32..).zip(self.entries.iter().copied());
-        numbered.filter(|&(_, entry)| entry != UNALLOCATED)
+        self.entries.iter()
+    }
+
+    /// How many blocks are allocated.
+    pub fn allocated_blocks(&self) -> u32 {
+        self.entries.len() as u32
+    }
+
+    /// Bytes of memory it takes: some for each allocated block, hardly any for the others.
+    pub fn memory_bytes(&self) -> usize {
+        self.entries.memory_bytes()
     }
 
     /// The same entries in a table of another size.
     pub(crate) fn grown(&self, max_entries: u32) -> Self {
         Self {
-            entries: self.entries.clone(),
             max_entries,
+            ..self.clone()
         }
     }
 
@@ -64,13 +88,14 @@ impl Bat {
     }
 
     pub(crate) fn set(&mut self, block: u32, entry: Option<u32>) {
-        if let Some(slot) = self.entries.get_mut(block as usize) {
-            *slot = entry.unwrap_or(UNALLOCATED);
+        if block < self.len {
+            let entry = entry.filter(|&entry| entry != UNALLOCATED);
+            self.entries.set(block, entry, self.len);
         }
     }
 
     pub(crate) fn grow(&mut self, used: u32) {
-        self.entries.resize(used as usize, UNALLOCATED);
+        self.len = self.len.max(used);
     }
 
     /// Byte offset within the table of the sector that holds the block's entry.
@@ -84,13 +109,22 @@ impl Bat {
         let mut sector = [0; 512];
         let first = block / ENTRIES_PER_SECTOR * ENTRIES_PER_SECTOR;
         for (index, slot) in (first..self.max_entries).zip(sector.chunks_exact_mut(4)) {
-            let entry = self
-                .entries
-                .get(index as usize)
-                .copied()
-                .unwrap_or(UNALLOCATED);
+            let entry = self.get(index).unwrap_or(UNALLOCATED);
             slot.copy_from_slice(&entry.to_be_bytes());
         }
         sector
     }
+}
+
+/// The allocated blocks of a table on disk, most of which is usually empty.
+fn entries_of(bytes: &[u8]) -> impl Iterator<Item = (u32, u32)> + '_ {
+    const EMPTY: [u8; SECTOR_BYTES as usize] = [0xFF; SECTOR_BYTES as usize];
+    let sectors = bytes.chunks(EMPTY.len());
+    let sectors = (0u32..).step_by(ENTRIES_PER_SECTOR as usize).zip(sectors);
+    let used = sectors.filter(|(_, sector)| *sector != EMPTY);
+    used.flat_map(|(first, sector)| {
+        let be = |four: &[u8]| u32::from_be_bytes([four[0], four[1], four[2], four[3]]);
+        let entries = (first..).zip(sector.chunks_exact(4).map(be));
+        entries.filter(|&(_, entry)| entry != UNALLOCATED)
+    })
 }

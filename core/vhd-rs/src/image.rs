@@ -184,6 +184,11 @@ impl Image {
         self.sparse.as_ref().map(|sparse| &sparse.bat)
     }
 
+    /// Keeps the block table and forgets the rest; `None` for fixed disks.
+    pub fn into_bat(self) -> Option<Bat> {
+        self.sparse.map(|sparse| sparse.bat)
+    }
+
     /// The batmap, if the image has one that may be believed.
     pub fn batmap(&self) -> Option<&Batmap> {
         self.sparse.as_ref()?.batmap.as_ref()
@@ -242,8 +247,7 @@ impl Image {
 
     /// Allocated blocks; all of them for a fixed disk.
     pub fn allocated_blocks(&self) -> u32 {
-        self.bat()
-            .map_or(self.blocks(), |bat| bat.allocated().count() as u32)
+        self.bat().map_or(self.blocks(), Bat::allocated_blocks)
     }
 
     /// Where a block's content is.

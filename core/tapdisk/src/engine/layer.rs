@@ -1,12 +1,13 @@
 //! One image of a chain as the map sees it: which blocks it has, and where.
 
 use super::request::{Error, ErrorKind};
+use super::sealed::Sealed;
 use super::{LAYERS_MAX, map::Map};
 use block::FileId;
 use datapath::protocol::Access;
 use units::SECTOR_BYTES;
 use uuid::Uuid;
-use vhd_rs::{Block, DiskType, Image};
+use vhd_rs::{DiskType, Image};
 
 /// Sectors in a block of 2 MiB, the only block size that is served.
 pub(super) const BLOCK_SECTORS: u32 = 4096;
@@ -58,7 +59,7 @@ impl Place {
 pub(super) struct BitSet(Vec<u64>);
 
 impl BitSet {
-    fn with_len(bits: u32) -> Self {
+    pub(super) fn with_len(bits: u32) -> Self {
         Self(vec![0; bits.div_ceil(64) as usize])
     }
 
@@ -82,6 +83,10 @@ impl BitSet {
         }
     }
 
+    pub(super) fn memory_bytes(&self) -> usize {
+        self.0.capacity() * size_of::<u64>()
+    }
+
     fn ones(&self) -> impl Iterator<Item = u32> + '_ {
         let words = (0u32..)
             .step_by(64)
@@ -99,8 +104,10 @@ impl BitSet {
 pub(super) enum Content {
     /// The disk's bytes from offset 0 of the file: raw, or a fixed VHD.
     Flat,
-    /// A dynamic or differencing VHD.
+    /// A dynamic or differencing VHD that is or may be written: the leaf.
     Sparse(Sparse),
+    /// One below the leaf.
+    Sealed(Sealed),
 }
 
 #[derive(Debug)]
@@ -161,6 +168,13 @@ impl Layer {
         self.size_sectors.saturating_mul(SECTOR_BYTES)
     }
 
+    /// Blocks of the layer, the last of which may be cut short by its end.
+    pub(super) fn blocks(&self) -> u32 {
+        // `new` refuses layers with more.
+        let blocks = self.size_sectors.div_ceil(u64::from(BLOCK_SECTORS));
+        u32::try_from(blocks).unwrap_or(u32::MAX)
+    }
+
     /// Sectors of the block that lie inside the layer.
     pub(super) fn sectors_in(&self, block: u32) -> u32 {
         let first = u64::from(block) * u64::from(BLOCK_SECTORS);
@@ -174,26 +188,51 @@ impl Layer {
             Content::Flat if self.sectors_in(block) == 0 => Place::Absent,
             Content::Flat => Place::Full(u64::from(block) * u64::from(BLOCK_SECTORS)),
             Content::Sparse(sparse) => sparse.place(block),
+            Content::Sealed(sealed) => sealed.place(block),
         }
     }
 
     /// Remembers whether the layer has every sector of the block.
     pub(super) fn set_full(&mut self, block: u32, full: bool) {
-        if let Content::Sparse(sparse) = &mut self.content {
-            sparse.full.set(block, full);
+        match &mut self.content {
+            Content::Flat => {}
+            Content::Sparse(sparse) => sparse.full.set(block, full),
+            Content::Sealed(sealed) => sealed.set_full(block, full),
         }
     }
 
     pub(super) fn sparse_mut(&mut self) -> Option<&mut Sparse> {
         match &mut self.content {
-            Content::Flat => None,
+            Content::Flat | Content::Sealed(_) => None,
             Content::Sparse(sparse) => Some(sparse),
+        }
+    }
+
+    /// Is the leaf no more: keeps only what reading needs.
+    pub(super) fn seal(&mut self) {
+        let Content::Sparse(_) = &self.content else {
+            return;
+        };
+        if let Content::Sparse(sparse) = std::mem::replace(&mut self.content, Content::Flat)
+            && let Some(bat) = sparse.image.into_bat()
+        {
+            let full = sparse.full;
+            self.content = Content::Sealed(Sealed::new(bat, |block| full.get(block)));
+        }
+    }
+
+    /// Bytes of memory that depend on the disk's size and content.
+    pub(super) fn memory_bytes(&self) -> usize {
+        match &self.content {
+            Content::Flat => 0,
+            Content::Sparse(sparse) => sparse.memory_bytes(),
+            Content::Sealed(sealed) => sealed.memory_bytes(),
         }
     }
 
     pub(super) fn sparse(&self) -> Option<&Sparse> {
         match &self.content {
-            Content::Flat => None,
+            Content::Flat | Content::Sealed(_) => None,
             Content::Sparse(sparse) => Some(sparse),
         }
     }
@@ -210,10 +249,11 @@ impl Sparse {
             return Err(Error::new(ErrorKind::Unsupported, text));
         }
         let mut full = BitSet::with_len(image.blocks());
-        for block in 0..image.blocks() {
-            if matches!(image.block(block), Block::Allocated { full: true, .. }) {
-                full.set(block, true);
-            }
+        if let (Some(bat), Some(batmap)) = (image.bat(), image.batmap()) {
+            let blocks = bat.allocated().map(|(block, _)| block);
+            blocks
+                .filter(|block| batmap.get(*block))
+                .for_each(|block| full.set(block, true));
         }
         Ok(Self { image, full })
     }
@@ -224,6 +264,13 @@ impl Sparse {
             Some(entry) if self.full.get(block) => Place::Full(u64::from(entry).saturating_add(1)),
             Some(entry) => Place::Partial(entry),
         }
+    }
+
+    fn memory_bytes(&self) -> usize {
+        let bat = self.image.bat().map_or(0, vhd_rs::Bat::memory_bytes);
+        // A bit per block each, the batmap as it lies on disk.
+        let batmap = self.image.batmap().map_or(0, |_| self.image.blocks() / 8);
+        bat + batmap as usize + self.full.memory_bytes()
     }
 
     /// Whether the batmap on disk says that the block is complete, so that others skip its bitmap.

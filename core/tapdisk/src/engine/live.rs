@@ -10,7 +10,7 @@
 //! it was, in use, with what it flushed flushed.
 
 use super::Engine;
-use super::layer::{Content, Layer, check_new_leaf};
+use super::layer::{Layer, check_new_leaf};
 use super::request::{Done, Error, ErrorKind, LiveOp, Ticket};
 use super::reserve::{Room, image_error};
 use super::state::{Active, Context, Kind};
@@ -165,7 +165,7 @@ impl Engine {
         };
         let untouched = !self.touched;
         let leaf = self.map.leaf_mut();
-        let Content::Sparse(sparse) = &mut leaf.content else {
+        let Some(sparse) = leaf.sparse_mut() else {
             return match resize_to {
                 Some(_) => {
                     let text = "only dynamic and differencing images are resized while in use";
@@ -254,7 +254,6 @@ impl Engine {
                 if let Some(sparse) = leaf.sparse() {
                     leaf.size_sectors = sparse.image.virtual_bytes() / units::SECTOR_BYTES;
                 }
-                self.map.fit_size();
             }
         }
         Ok(())

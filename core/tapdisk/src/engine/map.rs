@@ -4,14 +4,26 @@
 //! all of it, the answer is there. Blocks that are spread over several layers get a run list, made
 //! once from the bitmaps of the layers concerned. The leaf's own bits lie above that, because they
 //! change. Sealed layers never change, so nothing below the leaf ever has to be made anew.
+//!
+//! What it takes grows with what the layers hold, not with their number or the disk's size:
+//!
+//! | | bytes |
+//! |---|---|
+//! | a block that a layer has | 8, or 4 where there are many |
+//! | a disk of 1 TiB | 64 KiB for the owners of its blocks by pages of 128, 256 more for each page with several owners |
+//! | a sealed layer of 1 TiB | 0, or 140 KiB once it has 8192 blocks |
+//! | the leaf | as a sealed layer, and two bits per block: known to be complete, and in the batmap |
+//!
+//! *Invariants.* A lookup takes one number from the owners and one entry from that layer, however
+//! many layers there are. A sealed layer's table and the owners say the same: a block's owner is the
+//! topmost layer below the leaf whose table has the block and which no layer above hides by being
+//! shorter. Whoever seals a layer enters its blocks, and nobody else changes the owners.
 
 use super::cache::{BITMAP_BYTES, Cache, LeafBlock, Run};
-use super::layer::{BLOCK_SECTORS, Layer, Place};
+use super::layer::{BLOCK_SECTORS, Content, Layer, Place};
+use super::owners::{NOBODY, Owners};
 use std::ops::Range;
 use vhd_rs::bitmap;
-
-/// No layer below the leaf has this block.
-const NOBODY: u16 = u16::MAX;
 
 /// A run of sectors of one block in one place.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,7 +56,7 @@ pub(super) enum Beneath {
 pub(super) struct Map {
     /// Base first, leaf last: a snapshot pushes, and no layer's number ever changes.
     pub(super) layers: Vec<Layer>,
-    below: Vec<u16>,
+    below: Owners,
     runs: Cache<Box<[Run]>>,
     pub(super) leaf_blocks: Cache<LeafBlock>,
     pub(super) beneath: Beneath,
@@ -54,7 +66,7 @@ impl Map {
     /// Builds the map of a chain, base first; at least one layer.
     pub(super) fn new(layers: Vec<Layer>) -> Self {
         let mut map = Self {
-            below: Vec::new(),
+            below: Owners::default(),
             runs: Cache::new(),
             leaf_blocks: Cache::new(),
             beneath: Beneath::Sealed,
@@ -66,36 +78,45 @@ impl Map {
         map
     }
 
-    /// Puts a new leaf on top. The old one must have nothing that is not on disk.
+    /// Puts a new leaf on top. The old one must have nothing that is not on disk; it keeps only what
+    /// reading needs.
     pub(super) fn push(&mut self, leaf: Layer) {
         let sealed = self.layers.len().checked_sub(1);
+        let blocks_max = leaf.blocks();
         self.layers.push(leaf);
-        self.fit_size();
         self.leaf_blocks.clear();
         self.runs.clear();
         let Some(index) = sealed else { return };
-        let (Some(layer), Ok(number)) = (self.layers.get(index), u16::try_from(index)) else {
+        let (Some(layer), Ok(number)) = (self.layers.get_mut(index), u16::try_from(index)) else {
             return;
         };
-        for (block, below) in (0u32..).zip(&mut self.below) {
-            // A layer that ends before the block hides whatever lies further down; one that ends
-            // inside it hides the rest, which the run list will say.
-            let inside = layer.sectors_in(block);
-            if inside == 0 {
-                *below = NOBODY;
-            } else if !matches!(layer.place(block), Place::Absent)
-                || (inside < BLOCK_SECTORS && *below != NOBODY)
-            {
-                *below = number;
+        layer.seal();
+        // A layer that ends before the block hides whatever lies further down; one that ends
+        // inside it hides the rest, which the run list will say.
+        let blocks = layer.blocks().min(blocks_max);
+        self.below.cut(blocks);
+        if let Some(last) = blocks.checked_sub(1)
+            && layer.sectors_in(last) < BLOCK_SECTORS
+            && self.below.get(last) != NOBODY
+        {
+            self.below.set(last, number);
+        }
+        match &layer.content {
+            Content::Flat => self.below.fill_to(blocks, number),
+            Content::Sparse(_) => {}
+            Content::Sealed(sealed) => {
+                let inside = sealed.blocks().take_while(|block| *block < blocks);
+                inside.for_each(|block| self.below.set(block, number));
             }
         }
+        self.below.tidy();
     }
 
-    /// Takes over the leaf's present size.
-    pub(super) fn fit_size(&mut self) {
-        let blocks = self.leaf().size_sectors.div_ceil(u64::from(BLOCK_SECTORS));
-        self.below
-            .resize(usize::try_from(blocks).unwrap_or(usize::MAX), NOBODY);
+    /// Bytes of memory that depend on the size and content of the layers; what is cached is not
+    /// among them, it has a bound of its own.
+    pub(super) fn memory_bytes(&self) -> usize {
+        let layers = self.layers.iter().map(Layer::memory_bytes);
+        self.below.memory_bytes() + layers.sum::<usize>()
     }
 
     pub(super) fn leaf(&self) -> &Layer {
@@ -115,11 +136,7 @@ impl Map {
 
     /// Whether some layer below the leaf has (part of) the block.
     pub(super) fn has_below(&self, block: u32) -> bool {
-        self.beneath == Beneath::Unknown
-            || self
-                .below
-                .get(block as usize)
-                .is_some_and(|layer| *layer != NOBODY)
+        self.beneath == Beneath::Unknown || self.below.get(block) != NOBODY
     }
 
     /// Appends the places of `sectors` to `pieces`, in order.
@@ -144,7 +161,7 @@ impl Map {
         } = self;
         let lower = Lower {
             layers,
-            top: below.get(block as usize).copied().unwrap_or(NOBODY),
+            top: below.get(block),
         };
         let runs = runs.get(block).map(|runs| &**runs);
         let Some(leaf_block) = leaf_blocks.get(block) else {
@@ -173,7 +190,7 @@ impl Map {
             needed.push((self.leaf_number(), u64::from(entry)));
         }
         if with_lower && !self.runs.contains(block) {
-            let mut next = self.below.get(block as usize).copied().unwrap_or(NOBODY);
+            let mut next = self.below.get(block);
             while let Some(layer) = self.layers.get(usize::from(next)) {
                 match layer.place(block) {
                     Place::Partial(entry) => needed.push((next, u64::from(entry))),
@@ -209,7 +226,7 @@ impl Map {
             }
         }
         if with_lower && !self.runs.contains(block) {
-            let top = self.below.get(block as usize).copied().unwrap_or(NOBODY);
+            let top = self.below.get(block);
             let runs = Lower {
                 layers: &self.layers,
                 top,

@@ -2,7 +2,7 @@
 //! anything at all, and what it must know about layers that are written below it.
 
 use super::Engine;
-use super::layer::{BLOCK_SECTORS, Layer, Place};
+use super::layer::{Layer, Place};
 use super::map::{Beneath, Map};
 use super::request::{Request, Scope, Ticket};
 use super::state::Kind;
@@ -14,12 +14,7 @@ pub const BLOCK_BYTES: u64 = vhd_rs::BLOCK_BYTES as u64;
 impl Engine {
     /// Blocks of the disk, the last of which may be cut short by its end.
     pub fn blocks(&self) -> u32 {
-        let blocks = self
-            .map
-            .leaf()
-            .size_sectors
-            .div_ceil(u64::from(BLOCK_SECTORS));
-        u32::try_from(blocks).unwrap_or(u32::MAX)
+        self.map.leaf().blocks()
     }
 
     /// Whether some sector of the block can be in scope. Told from tables in memory: `true` for a

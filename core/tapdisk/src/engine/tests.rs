@@ -6,6 +6,7 @@ mod faults;
 mod files;
 mod limits;
 mod live;
+mod memory;
 mod pause;
 mod random;
 mod write_through;
