@@ -105,7 +105,9 @@ enum Phase {
     /// The target was smaller and is made as large as the source.
     Growing,
     Copying,
-    /// All is copied; the target is being flushed for the first time.
+    /// All is copied, flush and FUA go to both; FUA writes from before end.
+    Settling,
+    /// The target is being flushed for the first time.
     Flushing,
     InSync,
     /// Switched or stopped: the other engine ends what it has and is closed.

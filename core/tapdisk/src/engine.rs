@@ -36,6 +36,7 @@ mod map;
 mod owners;
 mod pause;
 mod read;
+mod relink;
 mod request;
 mod reserve;
 mod scope;
@@ -53,6 +54,7 @@ mod zero;
 
 pub use layer::{LayerImage, LayerSpec};
 pub use pause::Paused;
+pub use relink::Relink;
 pub use request::{
     Done, Error, ErrorKind, Extent, ExtentState, Finished, LiveOp, Request, Scope, Ticket,
 };
@@ -111,6 +113,9 @@ pub struct Engine {
     room: reserve::Room,
     flush: flush::Flush,
     live: Option<live::Live>,
+    relinking: Option<relink::Relinking>,
+    /// Files of layers that have left the chain.
+    retired: Vec<relink::Retired>,
     frozen: bool,
     closed: bool,
     /// The leaf was changed since it was opened.
@@ -165,6 +170,8 @@ impl Engine {
             room,
             flush: flush::Flush::new(),
             live: None,
+            relinking: None,
+            retired: Vec::new(),
             frozen: false,
             closed: false,
             touched: false,

@@ -127,6 +127,9 @@ pub struct Image {
 #[derive(Debug)]
 struct Sparse {
     header: Header,
+    /// The header's bytes on disk are exactly those it would be written with: nothing reserved is
+    /// in use.
+    header_is_plain: bool,
     bat: Bat,
     batmap: Option<Batmap>,
     batmap_problem: Option<Error>,

@@ -111,7 +111,10 @@ impl Mirror {
 
     /// Starts whatever can be started.
     pub(super) fn go_on(&mut self, source: &mut Engine) {
-        let copying = matches!(self.phase, Phase::Copying | Phase::Flushing | Phase::InSync);
+        let copying = matches!(
+            self.phase,
+            Phase::Copying | Phase::Settling | Phase::Flushing | Phase::InSync
+        );
         while copying && self.failed.is_none() {
             self.release_waiting(source);
             if let Some(index) = self.actives.iter().position(can_move) {

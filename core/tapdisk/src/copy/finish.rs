@@ -22,15 +22,21 @@ impl Mirror {
     }
 
     /// Puts the target in the source's place, after a flush of both and, with `verify`, after both
-    /// were compared; [`Mirror::take_switched`] says when. Idempotent.
+    /// were compared; [`Mirror::take_switched`] says when. Blocks that are held because a change
+    /// failed on the source are waited for. Idempotent.
     ///
     /// # Errors
-    /// `Busy` unless in sync, `Io` when the mirror has failed.
+    /// `Busy` unless it is or was in sync, `Io` when the mirror has failed.
     pub fn switch(&mut self, source: &mut Engine, verify: bool) -> Result<(), Error> {
         if self.phase_is_after_switch() || self.switch.is_some() {
             return Ok(());
         }
-        self.check_in_sync()?;
+        if self.failed.is_some() {
+            return Err(self.failure());
+        }
+        if self.phase != Phase::InSync {
+            return Err(not_in_sync());
+        }
         let from = if verify { 0 } else { self.blocks.len() };
         self.switched = None;
         self.switch = Some(Switch::Comparing(from));
@@ -61,8 +67,7 @@ impl Mirror {
             return Err(self.failure());
         }
         if !self.is_in_sync() {
-            let text = "the mirror is not in sync";
-            return Err(Error::new(ErrorKind::Busy, text));
+            return Err(not_in_sync());
         }
         Ok(())
     }
@@ -91,6 +96,9 @@ impl Mirror {
             && self.blocks.all_copied()
             && !self.joint.values().any(Joint::is_unclean)
         {
+            self.phase = Phase::Settling;
+        }
+        if self.phase == Phase::Settling && !self.joint.values().any(Joint::is_weak) {
             self.phase = Phase::Flushing;
             let ticket = self.own_ticket(Own::FirstFlush);
             return self.other.submit(ticket, Request::Flush);
@@ -137,4 +145,8 @@ impl Mirror {
     pub(super) fn other_closed(&mut self) {
         self.phase = Phase::Over;
     }
+}
+
+fn not_in_sync() -> Error {
+    Error::new(ErrorKind::Busy, "the mirror is not in sync")
 }

@@ -34,6 +34,8 @@ pub(super) struct Joint {
     both: bool,
     /// Every block it touches was done when it began.
     clean: bool,
+    /// FUA on the source and not on the target.
+    weak: bool,
     left: u8,
     source: Option<Result<Done, Error>>,
     target: Option<Result<Done, Error>>,
@@ -47,6 +49,7 @@ impl Joint {
             durable: false,
             both: false,
             clean: false,
+            weak: false,
             left: 1,
             source: None,
             target: None,
@@ -61,6 +64,11 @@ impl Joint {
     /// A block it touches is going to be copied again while it is in flight.
     pub(super) fn spoil(&mut self, block: u32) {
         self.clean &= !self.touches(block);
+    }
+
+    /// Whether its answer may promise what the target has not.
+    pub(super) fn is_weak(&self) -> bool {
+        self.weak
     }
 
     /// Whether it may leave something on the source that the target has not.
@@ -97,7 +105,11 @@ impl Mirror {
 
     /// Whether a flush must be durable on both.
     fn is_durable_on_both(&self) -> bool {
-        matches!(self.phase, Phase::Flushing | Phase::InSync) && self.failed.is_none()
+        let all_copied = matches!(
+            self.phase,
+            Phase::Settling | Phase::Flushing | Phase::InSync
+        );
+        all_copied && self.failed.is_none()
     }
 
     fn submit_flush(&mut self, source: &mut Engine, ticket: Ticket) {
@@ -109,6 +121,7 @@ impl Mirror {
                 durable: true,
                 both,
                 clean: true,
+                weak: false,
                 left: if both { 2 } else { 1 },
                 source: None,
                 target: None,
@@ -200,6 +213,7 @@ impl Mirror {
                 durable,
                 both,
                 clean,
+                weak: both && durable && !fua_on_target,
                 left: if both { 2 } else { 1 },
                 source: None,
                 target: None,

@@ -3,7 +3,7 @@
 
 use super::{Job, Mirror, Plan, Progress};
 use crate::engine::testing::rig::{Peek, load_chain};
-use crate::engine::{Config, Done, Engine, Error, Finished, LiveOp, Request, Ticket};
+use crate::engine::{Config, Done, Engine, Error, Finished, LiveOp, Relink, Request, Ticket};
 use block::{BlockIo, Completion, FileId, Wait};
 use datapath::protocol::{Access, Format};
 
@@ -121,6 +121,13 @@ impl<I: BlockIo> Pair<I> {
     pub fn start(&mut self, op: LiveOp) -> Ticket {
         let ticket = self.ticket();
         self.engine.start(ticket, op);
+        ticket
+    }
+
+    /// Hands over a relink.
+    pub fn relink(&mut self, relink: Relink) -> Ticket {
+        let ticket = self.ticket();
+        self.engine.relink(ticket, relink);
         ticket
     }
 

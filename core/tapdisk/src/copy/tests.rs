@@ -1,4 +1,8 @@
 //! Tests of copies on disks in memory.
 
+mod crash;
+mod facts;
+mod faults;
+mod merge;
 mod random;
 mod world;

@@ -85,6 +85,10 @@ impl Engine {
             let text = "another live operation is under way";
             return Err(Error::new(ErrorKind::Busy, text));
         }
+        if self.relinking.is_some() && !matches!(op, LiveOp::Freeze) {
+            let text = "the disk is being relinked";
+            return Err(Error::new(ErrorKind::Busy, text));
+        }
         if matches!(op, LiveOp::Freeze | LiveOp::Close) {
             return Ok(());
         }

@@ -14,6 +14,14 @@ pub(super) struct Loading {
     bitmaps: Vec<(u16, Buffer)>,
     waiters: Vec<Part>,
     error: Option<Error>,
+    /// Layers have other numbers since it began: it brings nothing.
+    stale: bool,
+}
+
+impl Loading {
+    pub(super) fn spoil(&mut self) {
+        self.stale = true;
+    }
 }
 
 impl Engine {
@@ -34,6 +42,7 @@ impl Engine {
             bitmaps,
             waiters,
             error: None,
+            stale: false,
         };
         self.loading.insert(part.block, loading);
         for (layer, sector) in needed {
@@ -85,17 +94,28 @@ impl Engine {
         let Some(loading) = self.loading.remove(&block) else {
             return;
         };
+        if loading.stale {
+            self.give_bitmaps(loading.bitmaps);
+            return loading
+                .waiters
+                .into_iter()
+                .for_each(|part| self.start_part(part));
+        }
         if loading.error.is_none() {
             self.map.learn(block, &loading.bitmaps, loading.with_lower);
         }
-        for (_, buffer) in loading.bitmaps {
-            self.pool.give(buffer);
-        }
+        self.give_bitmaps(loading.bitmaps);
         for part in loading.waiters {
             match &loading.error {
                 None => self.start_part(part),
                 Some(error) => self.part_done(part.request, Err(error.clone())),
             }
+        }
+    }
+
+    fn give_bitmaps(&mut self, bitmaps: Vec<(u16, Buffer)>) {
+        for (_, buffer) in bitmaps {
+            self.pool.give(buffer);
         }
     }
 }

@@ -17,7 +17,8 @@
 //! *Invariants.* A lookup takes one number from the owners and one entry from that layer, however
 //! many layers there are. A sealed layer's table and the owners say the same: a block's owner is the
 //! topmost layer below the leaf whose table has the block and which no layer above hides by being
-//! shorter. Whoever seals a layer enters its blocks, and nobody else changes the owners.
+//! shorter. Whoever seals a layer enters its blocks, whoever merges one away gives them to the layer
+//! below it, and nobody else changes the owners.
 
 use super::cache::{BITMAP_BYTES, Cache, LeafBlock, Run};
 use super::layer::{BLOCK_SECTORS, Content, Layer, Place};
@@ -54,7 +55,8 @@ pub(super) enum Beneath {
 /// The layers and what is known of their blocks.
 #[derive(Debug)]
 pub(super) struct Map {
-    /// Base first, leaf last: a snapshot pushes, and no layer's number ever changes.
+    /// Base first, leaf last: a snapshot pushes; a merge takes one out, and those above it get other
+    /// numbers.
     pub(super) layers: Vec<Layer>,
     below: Owners,
     runs: Cache<Box<[Run]>>,
@@ -110,6 +112,30 @@ impl Map {
             }
         }
         self.below.tidy();
+    }
+
+    /// Puts `into` in the place of the layer below number `gone`, whose sectors it holds as well,
+    /// and takes that one out. Returns both; the caller has checked that they are there.
+    pub(super) fn merge(&mut self, gone: usize, mut into: Layer) -> [Layer; 2] {
+        into.seal();
+        let lower = gone.saturating_sub(1);
+        let out = self.layers.remove(gone);
+        let old = self
+            .layers
+            .get_mut(lower)
+            .map(|layer| std::mem::replace(layer, into));
+        let old = old.expect("the layer below is there");
+        self.runs.clear();
+        let (gone, lower) = (gone as u16, lower as u16);
+        let layers = &self.layers;
+        self.below.renumber(lower, |block, owner| {
+            if owner > gone {
+                owner - 1
+            } else {
+                top_at(layers, block, lower)
+            }
+        });
+        [out, old]
     }
 
     /// Bytes of memory that depend on the size and content of the layers; what is cached is not
@@ -234,6 +260,36 @@ impl Map {
             .runs(block, bitmaps);
             self.runs.insert(block, runs);
         }
+    }
+}
+
+/// The topmost layer up to `lower` that has (part of) the block.
+fn top_at(layers: &[Layer], block: u32, lower: u16) -> u16 {
+    let upper = layers.get(usize::from(lower));
+    if upper.is_some_and(|layer| {
+        layer.sectors_in(block) == BLOCK_SECTORS && !matches!(layer.place(block), Place::Absent)
+    }) {
+        return lower;
+    }
+    let up_to = (0..=lower).zip(layers);
+    up_to.fold(NOBODY, |below, (number, layer)| {
+        top_with(below, number, layer, block)
+    })
+}
+
+/// The topmost layer that has (part of) the block, when `below` is the one below this layer.
+fn top_with(below: u16, number: u16, layer: &Layer, block: u32) -> u16 {
+    // A layer that ends before the block hides whatever lies further down; one that ends inside it
+    // hides the rest, which the run list will say.
+    let inside = layer.sectors_in(block);
+    if inside == 0 {
+        NOBODY
+    } else if !matches!(layer.place(block), Place::Absent)
+        || (inside < BLOCK_SECTORS && below != NOBODY)
+    {
+        number
+    } else {
+        below
     }
 }
 

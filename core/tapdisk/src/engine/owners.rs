@@ -74,6 +74,26 @@ impl Owners {
         }
     }
 
+    /// Gives every block whose owner is `first` or a layer above it the owner that `owner_of` says,
+    /// which is told the block and its present owner. Those that nobody has stay so.
+    pub(super) fn renumber(&mut self, first: u16, owner_of: impl Fn(u32, u16) -> u16) {
+        for (page, start) in self.pages.iter_mut().zip((0u32..).step_by(PAGE)) {
+            if let Page::All(owner) = page {
+                if *owner < first || *owner == NOBODY {
+                    continue;
+                }
+                *page = Page::Each(Box::new([*owner; PAGE]));
+            }
+            let Page::Each(owners) = page else { continue };
+            for (block, owner) in (start..).zip(owners.iter_mut()) {
+                if *owner >= first && *owner != NOBODY {
+                    *owner = owner_of(block, *owner);
+                }
+            }
+        }
+        self.tidy();
+    }
+
     /// Gives back what pages take that have become all one layer's.
     pub(super) fn tidy(&mut self) {
         for page in &mut self.pages {
@@ -117,6 +137,14 @@ mod tests {
                     model[at..].fill(NOBODY);
                 }
                 2 => owners.tidy(),
+                3 => {
+                    owners.renumber(1, |block, owner| owner % 100 + (block % 2) as u16);
+                    for (block, owner) in (0u32..).zip(&mut model) {
+                        if *owner != NOBODY && *owner >= 1 {
+                            *owner = *owner % 100 + (block % 2) as u16;
+                        }
+                    }
+                }
                 _ => {
                     owners.set(block, layer);
                     model[at] = layer;

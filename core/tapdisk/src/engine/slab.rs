@@ -35,6 +35,12 @@ impl<T> Slab<T> {
         self.places.get(index as usize)?.as_ref()
     }
 
+    /// Indices of all of them.
+    pub(super) fn indices(&self) -> impl Iterator<Item = u32> {
+        let places = (0u32..).zip(&self.places);
+        places.filter_map(|(index, place)| place.is_some().then_some(index))
+    }
+
     /// All of them, in no order.
     pub(super) fn values(&self) -> impl Iterator<Item = &T> {
         self.places.iter().flatten()

@@ -116,6 +116,8 @@ pub(super) enum Context {
     FlushSync,
     /// A step of a live operation.
     Step,
+    /// A step that enters a new parent.
+    Relink,
 }
 
 impl Engine {
@@ -226,6 +228,7 @@ impl Engine {
         let Some(context) = self.contexts.remove(index) else {
             return;
         };
+        self.retire(index);
         match context {
             Context::Read { request, at, whole } => {
                 self.read_done(request, at, whole, result, payload);
@@ -245,6 +248,7 @@ impl Engine {
             }
             Context::FlushSync => self.flush_sync_done(result),
             Context::Step => self.step_done(result),
+            Context::Relink => self.relink_step_done(result),
         }
         if self.poisoned.is_some() {
             self.start_due_flush();

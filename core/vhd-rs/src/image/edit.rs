@@ -246,6 +246,22 @@ impl Image {
     /// `NameTooLong` if a path does not fit its old space, `Argument` for other disks, for images
     /// without locators and for read-only ones.
     pub fn reparent_plan(&mut self, parent: &ParentLink) -> Result<Plan, Error> {
+        self.plan_parent(parent, false)
+    }
+
+    /// As [`Image::reparent_plan`], for an image that must open after a crash anywhere: everything
+    /// that changes in the header lies in its first 512 bytes, which is all that is written of it.
+    /// Cut off before that, the parent is the old one and paths may be of either; performing the
+    /// plan again heals it. Works on an image in use, beside other writes.
+    ///
+    /// # Errors
+    /// Those of [`Image::reparent_plan`]; `Unsupported` when more of the header would change, as it
+    /// does when the new path is of another length than the old one.
+    pub fn relink_plan(&mut self, parent: &ParentLink) -> Result<Plan, Error> {
+        self.plan_parent(parent, true)
+    }
+
+    fn plan_parent(&mut self, parent: &ParentLink, in_one_sector: bool) -> Result<Plan, Error> {
         self.check_writable()?;
         let path = ParentPath::new(&parent.path)?;
         let differencing = self.disk_type() == DiskType::Differencing;
@@ -285,9 +301,24 @@ impl Image {
             plan.write(locator.entry.data_offset, padded);
         }
         let header_bytes = header.to_bytes()?;
+        let old_bytes = sparse.header.to_bytes()?;
+        let (first, rest) = header_bytes.split_at(SECTOR_BYTES as usize);
+        let same_rest = sparse.header_is_plain && old_bytes.ends_with(rest);
+        if in_one_sector && !same_rest {
+            let rule = "only a parent whose path is as long as the old one can be entered in place";
+            let field = "header.parent_locator";
+            return Err(Error::new(
+                ErrorKind::Unsupported,
+                field,
+                path.file_name(),
+                rule,
+            ));
+        }
         plan.push(Step::Flush);
-        plan.write(header_offset, header_bytes);
+        let bytes = if in_one_sector { first } else { &header_bytes };
+        plan.write(header_offset, bytes);
         plan.push(Step::Flush);
+        sparse.header_is_plain = true;
         sparse.header = header;
         sparse.locators = locators;
         Ok(plan)

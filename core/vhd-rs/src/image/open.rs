@@ -81,7 +81,7 @@ impl<M: ReadAt> SparseReader<'_, M> {
             Region::new(Owner::FooterCopy, 0, SECTOR_BYTES, self.size)?,
             Region::new(Owner::Header, header_offset, HEADER_BYTES as u64, self.size)?,
         ];
-        let header = self.read_header(header_offset)?;
+        let (header, header_is_plain) = self.read_header(header_offset)?;
         let table = (header.table_offset, header.table_bytes());
         regions.push(Region::new(Owner::Table, table.0, table.1, self.size)?);
         let bat = self.read_table(&header)?;
@@ -106,6 +106,7 @@ impl<M: ReadAt> SparseReader<'_, M> {
             headers_end,
             next_free: 0,
             header,
+            header_is_plain,
             bat,
             batmap,
             batmap_problem,
@@ -115,7 +116,7 @@ impl<M: ReadAt> SparseReader<'_, M> {
         Ok(sparse)
     }
 
-    fn read_header(&self, offset: u64) -> Result<Header, Error> {
+    fn read_header(&self, offset: u64) -> Result<(Header, bool), Error> {
         let mut bytes = [0; HEADER_BYTES];
         read(self.medium, "header", offset, &mut bytes)?;
         let header = Header::parse(&bytes)?;
@@ -130,7 +131,8 @@ impl<M: ReadAt> SparseReader<'_, M> {
                 rule,
             ));
         }
-        Ok(header)
+        let is_plain = header.to_bytes().is_ok_and(|plain| plain == bytes);
+        Ok((header, is_plain))
     }
 
     fn read_table(&self, header: &Header) -> Result<Bat, Error> {
