@@ -41,6 +41,7 @@ mod request;
 mod reserve;
 mod scope;
 mod sealed;
+mod settle;
 mod slab;
 mod state;
 mod stats;
@@ -118,6 +119,8 @@ pub struct Engine {
     retired: Vec<relink::Retired>,
     frozen: bool,
     closed: bool,
+    /// See `settle.rs`.
+    settling: bool,
     /// The leaf was changed since it was opened.
     touched: bool,
     held: VecDeque<Held>,
@@ -174,6 +177,7 @@ impl Engine {
             retired: Vec::new(),
             frozen: false,
             closed: false,
+            settling: false,
             touched: false,
             held: VecDeque::new(),
             poisoned: None,

@@ -140,10 +140,11 @@ impl Engine {
             return;
         };
         match request.kind {
-            Kind::Write { fua, .. } | Kind::Zero { fua, .. } => {
-                let durable = fua && request.error.is_none();
+            Kind::Write { fua, span, .. } | Kind::Zero { fua, span, .. } => {
+                let failed = request.error.is_some();
+                let flush = !failed && (fua || self.is_unsettled(span));
                 self.change_done(index);
-                if durable {
+                if flush {
                     return self.want_flush(index);
                 }
             }

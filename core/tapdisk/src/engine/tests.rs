@@ -9,6 +9,7 @@ mod live;
 mod memory;
 mod pause;
 mod random;
+mod settle;
 mod write_through;
 
 use super::testing::{model, rig};
