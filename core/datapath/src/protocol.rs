@@ -114,6 +114,15 @@ pub enum Request {
         /// The only export name answered to, and the default one.
         export: String,
     },
+    /// Serves an open disk as a vhost-user block device on a listening unix socket (one
+    /// descriptor), beside NBD or without it. One front end at a time; one that comes while another
+    /// is connected waits. Idempotent as `Serve` is.
+    ServeVhostUser {
+        /// The datapath's name.
+        disk: DpId,
+        /// What the guest sees as the disk's serial number; at most 20 bytes.
+        serial: String,
+    },
     /// Stops serving: no new connections, the requests in flight are finished, clients are closed.
     Unserve {
         /// The datapath's name.
@@ -223,6 +232,7 @@ impl Request {
             Self::Hello { .. } => "hello",
             Self::Open { .. } => "open",
             Self::Serve { .. } => "serve",
+            Self::ServeVhostUser { .. } => "serve-vhost-user",
             Self::Unserve { .. } => "unserve",
             Self::Close { .. } => "close",
             Self::Snapshot { .. } => "snapshot",
@@ -284,6 +294,9 @@ pub struct DiskState {
     pub access: Access,
     /// The export name while it is served.
     pub serving: Option<String>,
+    /// Whether it is served over vhost-user.
+    #[serde(default)]
+    pub vhost_user: bool,
     /// Set once a flush failed: every later write and flush fails, nothing retries and acks.
     pub poisoned: Option<String>,
     /// Counts since it was opened.

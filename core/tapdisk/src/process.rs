@@ -4,7 +4,7 @@
 //!            ┌────────────────────────── wait ──────────────────────────┐
 //!            v                                                          │
 //!  completions of files ─> engines      sockets ready ─> control frames ┤─> operations
-//!                                                        NBD clients ───┘─> engines
+//!                                                        clients ───────┘─> engines
 //!            engines ─> operations on files, answers of clients, ends of live operations
 //! ```
 //!
@@ -22,6 +22,7 @@ mod images;
 mod listener;
 mod operations;
 mod reactor;
+mod vhost;
 
 pub mod arguments;
 pub mod sandbox;

@@ -86,6 +86,26 @@ impl Client {
             .await
     }
 
+    /// Serves an open disk as a vhost-user block device on a listening socket (see
+    /// [`crate::listen`]); `serial` has at most 20 bytes.
+    ///
+    /// # Errors
+    /// As [`Client::call`].
+    pub async fn serve_vhost_user(
+        &self,
+        request_id: &RequestId,
+        disk: &DpId,
+        serial: &str,
+        listener: OwnedFd,
+    ) -> Result<(), Error> {
+        let request = Request::ServeVhostUser {
+            disk: disk.clone(),
+            serial: serial.to_owned(),
+        };
+        self.done("serve-vhost-user", request_id, request, vec![listener])
+            .await
+    }
+
     /// Stops serving a disk.
     ///
     /// # Errors

@@ -337,6 +337,7 @@ impl Outside {
             virtual_bytes: images.first().map_or(0, |image| image.virtual_bytes),
             access: open.access,
             serving: Some(disk.to_string()),
+            vhost_user: false,
             poisoned: None,
             stats: datapath::protocol::DiskStats::default(),
             settings: datapath::DiskSettings::default(),

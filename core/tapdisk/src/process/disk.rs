@@ -1,8 +1,9 @@
-//! One open disk: its engine, its NBD listener and clients, and who waits for what.
+//! One open disk: its engine, its listeners and clients, and who waits for what.
 
 use super::connection::Connection;
 use super::listener::Listener;
 use super::reactor::{Key, Keys, Reactor};
+use super::vhost::Vhost;
 use crate::engine::{self, Done, Engine, Finished, LiveOp, Request, Ticket};
 use crate::frontend::{Answer, BlockRun, Buffers, Errno, Failure, Job, Slot, Work};
 use crate::nbd::Export;
@@ -69,12 +70,15 @@ pub(super) struct Disk {
     pub(super) tag: u16,
     served: Option<Served>,
     clients: BTreeMap<Key, Connection>,
+    /// Its vhost-user side.
+    pub(super) vhost: Vhost,
     pending: HashMap<u64, Pending>,
     last_ticket: u64,
     /// The engine's pause as it was noticed.
     paused: Option<Paused>,
     /// Kept for its memory.
     jobs: Vec<Job>,
+    vhost_jobs: Vec<(Ticket, Job)>,
 }
 
 impl Disk {
@@ -91,10 +95,12 @@ impl Disk {
             tag,
             served: None,
             clients: BTreeMap::new(),
+            vhost: Vhost::default(),
             pending: HashMap::new(),
             last_ticket: 0,
             paused: None,
             jobs: Vec::new(),
+            vhost_jobs: Vec::new(),
         }
     }
 
@@ -105,6 +111,7 @@ impl Disk {
             virtual_bytes: self.engine.size_bytes(),
             access: self.engine.access(),
             serving: self.served.as_ref().map(|served| served.export.clone()),
+            vhost_user: self.vhost.is_served(),
             poisoned: self.engine.poisoned().map(str::to_owned),
             stats: self.engine.stats(),
             settings: self.settings(),
@@ -170,27 +177,30 @@ impl Disk {
         old
     }
 
-    /// No new clients; those connected are answered and closed. Returns the listener's key.
-    pub(super) fn unserve(&mut self, reactor: &mut Reactor) -> Option<Key> {
+    /// No new clients; those connected are answered and closed. Returns the listeners' keys.
+    pub(super) fn unserve(&mut self, reactor: &mut Reactor) -> Vec<Key> {
         for client in self.clients.values_mut() {
             client.end();
         }
-        let key = self.served.as_ref().map(|served| served.key)?;
-        reactor.forget(key);
-        self.served = None;
-        Some(key)
+        let mut keys = Vec::from_iter(self.vhost.unserve(reactor));
+        if let Some(served) = self.served.take() {
+            reactor.forget(served.key);
+            keys.push(served.key);
+        }
+        keys
     }
 
     /// Whether a client is still connected.
     pub(super) fn has_clients(&self) -> bool {
-        !self.clients.is_empty()
+        !self.clients.is_empty() || self.vhost.has_client()
     }
 
     /// Drops every client, answered or not; returns their keys.
     pub(super) fn drop_clients(&mut self, reactor: &mut Reactor) -> Vec<Key> {
-        let keys: Vec<Key> = self.clients.keys().copied().collect();
+        let mut keys: Vec<Key> = self.clients.keys().copied().collect();
         keys.iter().for_each(|key| reactor.forget(*key));
         self.clients.clear();
+        keys.extend(self.vhost.drop_client(reactor));
         keys
     }
 
@@ -206,10 +216,14 @@ impl Disk {
         for client in self.clients.values_mut() {
             client.set_size(size_bytes);
         }
+        self.vhost.set_size(size_bytes);
     }
 
     /// Something the disk waits for is there.
     pub(super) fn ready(&mut self, key: Key, interest: super::reactor::Interest) {
+        if self.vhost.ready(key, interest) {
+            return;
+        }
         if let Some(client) = self.clients.get_mut(&key) {
             client.ready(interest);
         } else if let Some(served) = self.served.as_mut().filter(|served| served.key == key) {
@@ -219,17 +233,19 @@ impl Disk {
 
     /// Takes new clients; returns their keys.
     pub(super) fn accept(&mut self, now: Instant, keys: &mut Keys) -> Vec<Key> {
+        let read_only = self.engine.access() == Access::ReadOnly;
+        let size_bytes = self.engine.size_bytes();
+        let mut fresh = self.vhost.accept(now, keys, (size_bytes, read_only));
         let Some(served) = &mut self.served else {
-            return Vec::new();
+            return fresh;
         };
-        let mut fresh = Vec::new();
         while self.clients.len() < CLIENTS_MAX
             && let Some(socket) = served.listener.accept(now)
         {
             let export = Export {
                 name: served.export.clone(),
-                size_bytes: self.engine.size_bytes(),
-                read_only: self.engine.access() == Access::ReadOnly,
+                size_bytes,
+                read_only,
             };
             let key = keys.next();
             self.clients.insert(key, Connection::new(socket, export));
@@ -276,12 +292,55 @@ impl Disk {
             }
             keep
         });
-        more
+        more | self.work_vhost(reactor, now, outcomes, gone)
+    }
+
+    /// Serves the vhost-user front end; returns as [`Disk::work`] does.
+    fn work_vhost(
+        &mut self,
+        reactor: &mut Reactor,
+        now: Instant,
+        outcomes: &mut Vec<LiveOutcome>,
+        gone: &mut Vec<Key>,
+    ) -> bool {
+        if !self.vhost.has_client() {
+            return false;
+        }
+        let mut any = false;
+        let mut jobs = std::mem::take(&mut self.vhost_jobs);
+        for _ in 0..ROUNDS_MAX {
+            let over = self.vhost.take(&mut self.engine, &mut jobs);
+            self.engine.set_settling(self.vhost.is_survivable());
+            let more = !jobs.is_empty();
+            for (ticket, job) in jobs.drain(..) {
+                self.engine.submit(ticket, request(job.work));
+            }
+            while let Some(finished) = self.engine.next_finished() {
+                self.finish(finished, outcomes);
+            }
+            self.vhost.publish();
+            if over {
+                gone.extend(self.vhost.drop_client(reactor));
+                any = true;
+            }
+            any |= more;
+            if !more {
+                break;
+            }
+        }
+        self.vhost_jobs = jobs;
+        while let Some(op) = self.engine.next_op() {
+            reactor.submit(op);
+        }
+        if any {
+            self.vhost.busy();
+        }
+        any || self.vhost.rest(now)
     }
 
     /// Says what the disk waits for, and when it must be looked at without an event.
     pub(super) fn watch(&mut self, reactor: &mut Reactor) -> std::io::Result<bool> {
-        let mut by_clock = false;
+        let mut by_clock = self.vhost.watch(reactor)?;
         for (key, client) in &mut self.clients {
             let interest = client.interest();
             by_clock |= !client.is_greeted();
@@ -321,61 +380,30 @@ impl Disk {
 
     /// `true` when the job is answered already, so that there is something to send.
     fn submit(&mut self, client: Key, Job { slot, work }: Job) -> bool {
-        let request = match work {
-            Work::Read { offset, length } => Request::Read {
-                offset,
-                len_bytes: length,
-            },
-            Work::Write { offset, data, fua } => Request::Write { offset, data, fua },
-            Work::Flush => Request::Flush,
-            Work::Trim {
-                offset,
-                length,
-                fua,
-            } => Request::Trim {
-                offset,
-                len_bytes: length,
-                fua,
-            },
-            Work::WriteZeroes {
-                offset,
-                fast_bytes,
-                no_hole,
-                ..
-            } if fast_bytes > 0 && !self.engine.zeroes_are_fast(offset, fast_bytes, !no_hole) => {
-                if let Some(client) = self.clients.get_mut(&client) {
-                    client.answer(slot, Answer::Failed(not_fast()));
-                }
-                return true;
+        if let Work::WriteZeroes {
+            offset,
+            fast_bytes,
+            no_hole,
+            ..
+        } = work
+            && fast_bytes > 0
+            && !self.engine.zeroes_are_fast(offset, fast_bytes, !no_hole)
+        {
+            if let Some(client) = self.clients.get_mut(&client) {
+                client.answer(slot, Answer::Failed(not_fast()));
             }
-            Work::WriteZeroes {
-                offset,
-                length,
-                fua,
-                no_hole,
-                ..
-            } => Request::WriteZeroes {
-                offset,
-                len_bytes: length,
-                may_trim: !no_hole,
-                fua,
-            },
-            Work::BlockStatus {
-                offset,
-                length,
-                one,
-            } => Request::BlockStatus {
-                offset,
-                len_bytes: length,
-                extents_max: if one { 1 } else { RUNS_MAX },
-            },
-        };
+            return true;
+        }
         let ticket = self.ticket(Pending::Client { client, slot });
-        self.engine.submit(ticket, request);
+        self.engine.submit(ticket, request(work));
         false
     }
 
     fn finish(&mut self, finished: Finished, outcomes: &mut Vec<LiveOutcome>) {
+        if Vhost::is_ticket(finished.ticket) {
+            let answer = answer(finished.result);
+            return self.vhost.answer(finished.ticket, answer, &mut self.engine);
+        }
         match self.pending.remove(&finished.ticket.0) {
             Some(Pending::Client { client, slot }) => {
                 let answer = answer(finished.result);
@@ -423,6 +451,48 @@ fn not_fast() -> Failure {
     Failure {
         errno: Errno::NotSupported,
         message: "zeroes would have to be written".to_owned(),
+    }
+}
+
+/// What a client wants done, in the engine's words.
+fn request(work: Work) -> Request {
+    match work {
+        Work::Read { offset, length } => Request::Read {
+            offset,
+            len_bytes: length,
+        },
+        Work::Write { offset, data, fua } => Request::Write { offset, data, fua },
+        Work::Flush => Request::Flush,
+        Work::Trim {
+            offset,
+            length,
+            fua,
+        } => Request::Trim {
+            offset,
+            len_bytes: length,
+            fua,
+        },
+        Work::WriteZeroes {
+            offset,
+            length,
+            fua,
+            no_hole,
+            ..
+        } => Request::WriteZeroes {
+            offset,
+            len_bytes: length,
+            may_trim: !no_hole,
+            fua,
+        },
+        Work::BlockStatus {
+            offset,
+            length,
+            one,
+        } => Request::BlockStatus {
+            offset,
+            len_bytes: length,
+            extents_max: if one { 1 } else { RUNS_MAX },
+        },
     }
 }
 

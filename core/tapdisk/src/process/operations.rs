@@ -93,6 +93,7 @@ impl Process {
         let wanted = match &request {
             Request::Open { layers, .. } => layers.len(),
             Request::Serve { .. }
+            | Request::ServeVhostUser { .. }
             | Request::Snapshot { .. }
             | Request::ImageCreate { .. }
             | Request::ImageQuery { .. }
@@ -128,6 +129,9 @@ impl Process {
                 Some(self.open(disk, layers, extent, (access, settings)))
             }
             (Request::Serve { disk, export }, Some(fd)) => Some(self.serve(&disk, export, fd)),
+            (Request::ServeVhostUser { disk, serial }, Some(fd)) => {
+                Some(self.serve_vhost_user(&disk, &serial, fd))
+            }
             (Request::Unserve { disk }, _) => self.unserve(to, disk),
             (Request::Close { disk }, _) => self.close(to, disk),
             (Request::Snapshot { disk, leaf }, Some(fd)) => self.snapshot(to, disk, leaf, fd),

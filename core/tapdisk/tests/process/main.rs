@@ -11,3 +11,4 @@ mod life;
 mod serving;
 mod settings;
 mod snapshots;
+mod vhost;

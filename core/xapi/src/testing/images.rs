@@ -58,6 +58,7 @@ impl State {
             layers: layers.iter().map(|layer| layer.uuid).collect(),
             access: open.access,
             serving: Some(disk.to_string()),
+            vhost_user: false,
             poisoned: None,
             stats: Default::default(),
             settings: Default::default(),

@@ -82,7 +82,7 @@ impl Process {
         let Some(disk) = self.disks.get_mut(&id) else {
             return;
         };
-        if let Some(key) = disk.unserve(&mut self.reactor) {
+        for key in disk.unserve(&mut self.reactor) {
             self.owners.remove(&key);
         }
         // What is held back was accepted and is answered first.

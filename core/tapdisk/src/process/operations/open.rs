@@ -7,6 +7,7 @@ use crate::process::disk::{Disk, FileIdentity};
 use crate::process::images::{extent as vhd_extent, refused};
 use crate::process::listener::Listener;
 use crate::process::reactor::Reactor;
+use crate::vhost_user::SERIAL_BYTES;
 use datapath::protocol::{Access, DiskSettings, Error, ErrorKind, Extent, Format, Reply};
 use std::fs::File;
 use std::io::{Seek, SeekFrom};
@@ -198,14 +199,37 @@ impl Process {
             self.owners.remove(&old);
         }
         self.owners.insert(key, id.clone());
-        // An `unserve` that still waits is overtaken: its clients may stay.
+        self.overtake_unserve(id);
+        Ok(Reply::Done)
+    }
+
+    pub(super) fn serve_vhost_user(&mut self, id: &DpId, serial: &str, fd: OwnedFd) -> Answered {
+        let disk = found(self.disks.get_mut(id), id)?;
+        let wrong = |e: &dyn std::fmt::Display| {
+            Error::new(ErrorKind::Protocol, format!("cannot serve {id}: {e}"))
+        };
+        let mut padded = [0; SERIAL_BYTES];
+        let place = padded.get_mut(..serial.len());
+        let place = place.ok_or_else(|| wrong(&"its serial number is too long"))?;
+        place.copy_from_slice(serial.as_bytes());
+        let listener = Listener::new(fd).map_err(|e| wrong(&e))?;
+        let key = self.keys.next();
+        if let Some(old) = disk.vhost.serve(&mut self.reactor, key, listener, padded) {
+            self.owners.remove(&old);
+        }
+        self.owners.insert(key, id.clone());
+        self.overtake_unserve(id);
+        Ok(Reply::Done)
+    }
+
+    /// An `unserve` that still waits is overtaken by a new listener: its clients may stay.
+    fn overtake_unserve(&mut self, id: &DpId) {
         let waiting = std::mem::take(&mut self.unserving).into_iter();
         let (overtaken, others): (Vec<_>, Vec<_>) = waiting.partition(|w| w.disk == *id);
         self.unserving = others;
         for waiting in overtaken {
             self.answer(&waiting.to, Ok(Reply::Done));
         }
-        Ok(Reply::Done)
     }
 
     pub(super) fn unserve(&mut self, to: &ReplyTo, id: DpId) -> Option<Answered> {
@@ -213,7 +237,7 @@ impl Process {
             Ok(disk) => disk,
             Err(e) => return Some(Err(e)),
         };
-        if let Some(key) = disk.unserve(&mut self.reactor) {
+        for key in disk.unserve(&mut self.reactor) {
             self.owners.remove(&key);
         }
         let until = Instant::now() + UNSERVE_MAX;
