@@ -14,10 +14,11 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
-/// Marks tickets of front ends; others count up from one and never get there.
-const TICKET: u64 = 1 << 63;
+/// Marks tickets of front ends; others count up from one and never get there. The bit above it is
+/// the engine's ([`Ticket::OWN`]).
+const TICKET: u64 = 1 << 62;
 const CLIENT_SHIFT: u32 = 32;
-const CLIENT_MASK: u64 = (1 << 31) - 1;
+const CLIENT_MASK: u64 = (1 << 30) - 1;
 
 /// Requests taken before the engine's answers are looked at.
 const JOBS_MAX: usize = 256;

@@ -6,6 +6,7 @@
 mod bench;
 mod control;
 mod faults;
+mod guest;
 mod images;
 mod life;
 mod serving;
