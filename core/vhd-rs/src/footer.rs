@@ -290,10 +290,9 @@ impl Footer {
         self.disk_type != DiskType::Fixed && self.creator.forgets_hidden_in_checksum()
     }
 
-    /// Whether two footers belong to one image, whatever size and flags they give.
-    pub(crate) fn same_image(&self, other: &Self) -> bool {
-        (self.uuid, self.disk_type, self.header_offset)
-            == (other.uuid, other.disk_type, other.header_offset)
+    /// The uuid in a sector that may be a footer.
+    pub(crate) fn uuid_in(sector: &[u8; FOOTER_BYTES]) -> Uuid {
+        uuid_at(sector, 68)
     }
 }
 

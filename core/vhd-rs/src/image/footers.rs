@@ -4,6 +4,7 @@ use super::{Allow, Extent, last_sector};
 use crate::footer::FOOTER_BYTES;
 use crate::wire::SECTOR_BYTES;
 use crate::{DiskType, Error, ErrorKind, Footer, ReadAt};
+use uuid::Uuid;
 
 /// The footer that counts and what it was weighed against.
 pub(super) struct Footers {
@@ -33,25 +34,28 @@ impl Footers {
                 poisoned,
             });
         }
-        let (end, end_offset) = read_end(medium, size, extent, allow)?;
-        let primary = match end {
-            Ok((footer, poisoned)) if footer.disk_type == DiskType::Fixed => {
-                return Ok(Self {
-                    footer,
-                    at_end: Some(end_offset),
-                    clean: !poisoned,
-                    poisoned,
-                });
-            }
-            Err(e) if matches!(e.kind(), ErrorKind::Poisoned | ErrorKind::Unsupported) => {
-                return Err(e);
-            }
-            other => other,
-        };
+        let end = read_end(medium, size, extent, allow)?;
+        if let Ok((footer, poisoned)) = &end.found
+            && footer.disk_type == DiskType::Fixed
+        {
+            return Ok(Self {
+                footer: footer.clone(),
+                at_end: Some(end.offset),
+                clean: !poisoned,
+                poisoned: *poisoned,
+            });
+        }
         let copy = read_copy(medium, size, allow)?;
-        match (primary, copy) {
+        match (end.found, copy) {
+            // A footer of this image that says it must not be opened; another image's is payload.
+            (Err(e), copy)
+                if matches!(e.kind(), ErrorKind::Poisoned | ErrorKind::Unsupported)
+                    && copy.as_ref().is_ok_and(|(copy, _)| copy.uuid == end.uuid) =>
+            {
+                Err(e)
+            }
             (_, Err(e)) if e.kind() == ErrorKind::Poisoned => Err(e),
-            (Ok((mut footer, poison)), Ok((copy, poison_copy))) if footer.same_image(&copy) => {
+            (Ok((mut footer, poison)), Ok((copy, poison_copy))) if footer.uuid == copy.uuid => {
                 let poisoned = poison || poison_copy;
                 let clean = footer.to_bytes() == copy.to_bytes() && !poisoned;
                 if footer.hidden_lives_in_copy() {
@@ -59,14 +63,14 @@ impl Footers {
                 }
                 Ok(Self {
                     footer,
-                    at_end: Some(end_offset),
+                    at_end: Some(end.offset),
                     clean,
                     poisoned,
                 })
             }
             (Ok((footer, poisoned)), Err(_)) => Ok(Self {
                 footer,
-                at_end: Some(end_offset),
+                at_end: Some(end.offset),
                 clean: false,
                 poisoned,
             }),
@@ -87,29 +91,45 @@ impl Footers {
     }
 }
 
-/// The footer at the end, also in its 511-byte form of old Virtual PC versions, and its offset.
-fn read_end(
-    medium: &impl ReadAt,
-    size: u64,
-    extent: Extent,
-    allow: Allow,
-) -> Result<(Result<Found, Error>, u64), Error> {
+/// What is at the end of a file.
+struct End {
+    found: Result<Found, Error>,
+    offset: u64,
+    /// Whose footer it is, if it is one.
+    uuid: Uuid,
+}
+
+/// The footer at the end, also in its 511-byte form of old Virtual PC versions.
+fn read_end(medium: &impl ReadAt, size: u64, extent: Extent, allow: Allow) -> Result<End, Error> {
     let offset = match extent {
         Extent::Grows => size.saturating_sub(SECTOR_BYTES),
         Extent::Reserved => last_sector(size),
     };
     if size < SECTOR_BYTES {
-        return Ok((read_copy(medium, size, allow)?, 0));
+        let found = read_copy(medium, size, allow)?;
+        let uuid = Uuid::nil();
+        return Ok(End {
+            found,
+            offset: 0,
+            uuid,
+        });
     }
     let mut sector = [0; FOOTER_BYTES];
     read(medium, "footer", offset, &mut sector)?;
-    let footer = parse(&sector, allow);
-    if footer.is_ok() || extent == Extent::Reserved || size % SECTOR_BYTES != 511 {
-        return Ok((footer, offset));
+    let mut end = End {
+        found: parse(&sector, allow),
+        offset,
+        uuid: Footer::uuid_in(&sector),
+    };
+    if end.found.is_ok() || extent == Extent::Reserved || size % SECTOR_BYTES != 511 {
+        return Ok(end);
     }
     sector.copy_within(1.., 0);
     sector[FOOTER_BYTES - 1] = 0;
-    Ok((parse(&sector, allow).or(footer), offset + 1))
+    end.found = parse(&sector, allow).or(end.found);
+    end.offset += 1;
+    end.uuid = Footer::uuid_in(&sector);
+    Ok(end)
 }
 
 /// The copy at offset 0; it counts only if it is of a sparse disk, as a fixed one has payload there.

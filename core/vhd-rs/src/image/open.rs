@@ -42,9 +42,14 @@ pub(super) fn open(
     match image.footer.header_offset {
         None => check_fixed(&image, size)?,
         Some(offset) => {
+            let limit = match options.extent {
+                Extent::Grows => size,
+                Extent::Reserved => last_sector(size),
+            };
             let reader = SparseReader {
                 medium,
                 size,
+                limit,
                 image: &image,
                 allow,
             };
@@ -71,6 +76,8 @@ fn check_fixed(image: &Image, size: u64) -> Result<(), Error> {
 struct SparseReader<'a, M> {
     medium: &'a M,
     size: u64,
+    /// First byte that metadata may not reach: where the footer goes on a device.
+    limit: u64,
     image: &'a Image,
     allow: Allow,
 }
@@ -78,31 +85,36 @@ struct SparseReader<'a, M> {
 impl<M: ReadAt> SparseReader<'_, M> {
     fn read(&self, header_offset: u64) -> Result<Sparse, Error> {
         let mut regions = vec![
-            Region::new(Owner::FooterCopy, 0, SECTOR_BYTES, self.size)?,
-            Region::new(Owner::Header, header_offset, HEADER_BYTES as u64, self.size)?,
+            Region::new(Owner::FooterCopy, 0, SECTOR_BYTES, self.limit)?,
+            Region::new(
+                Owner::Header,
+                header_offset,
+                HEADER_BYTES as u64,
+                self.limit,
+            )?,
         ];
         let (header, header_is_plain) = self.read_header(header_offset)?;
         let table = (header.table_offset, header.table_bytes());
-        regions.push(Region::new(Owner::Table, table.0, table.1, self.size)?);
+        regions.push(Region::new(Owner::Table, table.0, table.1, self.limit)?);
         let bat = self.read_table(&header)?;
         let (batmap, batmap_problem) = self.read_batmap(&header)?;
         if let Some(batmap) = &batmap {
             let (start, end) = batmap.map_region();
             let (at, len) = (batmap.header_offset(), BATMAP_HEADER_BYTES as u64);
-            regions.push(Region::new(Owner::BatmapHeader, at, len, self.size)?);
-            regions.push(Region::new(Owner::Batmap, start, end - start, self.size)?);
+            regions.push(Region::new(Owner::BatmapHeader, at, len, self.limit)?);
+            regions.push(Region::new(Owner::Batmap, start, end - start, self.limit)?);
         }
         let locators = self.read_locators(&header, &mut regions)?;
         self.check_parent(&header, &locators)?;
-        let reserved = batmap
+        let (claimed, reserved) = batmap
             .as_ref()
-            .map_or(0, |batmap| reserved_end(batmap, &header));
+            .map_or((0, 0), |batmap| reserved_ends(batmap, &header, self.size));
         let headers_end = regions
             .iter()
             .map(|region| region.end)
             .fold(reserved, u64::max);
         let mut sparse = Sparse {
-            first_entry: aligned_entry(headers_end.div_ceil(SECTOR_BYTES)),
+            first_entry: aligned_entry(headers_end.max(claimed).div_ceil(SECTOR_BYTES)),
             headers_end,
             next_free: 0,
             header,
@@ -186,7 +198,7 @@ impl<M: ReadAt> SparseReader<'_, M> {
             Owner::BatmapHeader,
             offset,
             BATMAP_HEADER_BYTES as u64,
-            self.size,
+            self.limit,
         )?;
         let mut sector = [0; BATMAP_HEADER_BYTES];
         read(self.medium, "batmap header", offset, &mut sector)?;
@@ -208,7 +220,7 @@ impl<M: ReadAt> SparseReader<'_, M> {
                 rule,
             ));
         }
-        Region::new(Owner::Batmap, batmap.map_offset, used, self.size)?;
+        Region::new(Owner::Batmap, batmap.map_offset, used, self.limit)?;
         let mut map = vec![0; used as usize];
         read(self.medium, "batmap", batmap.map_offset, &mut map)?;
         Ok(Batmap::from_disk(offset, batmap, map))
@@ -229,7 +241,7 @@ impl<M: ReadAt> SparseReader<'_, M> {
                 Owner::Locator(index),
                 offset,
                 space,
-                self.size,
+                self.limit,
             )?);
             if entry.code.is_decoded() {
                 let mut data = vec![0; entry.data_len as usize];
@@ -308,14 +320,21 @@ impl<M: ReadAt> SparseReader<'_, M> {
     }
 }
 
-/// End of the sectors kept for the batmap, used or not, as far as the table can ever need them.
-fn reserved_end(batmap: &Batmap, header: &Header) -> u64 {
+/// End of the sectors kept for the batmap, used or not: as its header claims, by which other tools
+/// know the first block, and where blocks may begin. A claim that goes beyond the container counts
+/// only as far as the table can ever need it.
+fn reserved_ends(batmap: &Batmap, header: &Header, size: u64) -> (u64, u64) {
+    let end = |sectors: u32| {
+        let bytes = u64::from(sectors) * SECTOR_BYTES;
+        batmap.header().map_offset.saturating_add(bytes)
+    };
+    let claimed = batmap.header().map_sectors;
     let needed = reserved_sectors(header.max_table_entries);
-    let sectors = batmap.header().map_sectors.min(needed);
-    batmap
-        .header()
-        .map_offset
-        .saturating_add(u64::from(sectors) * SECTOR_BYTES)
+    if end(claimed) <= size {
+        (end(claimed), end(claimed))
+    } else {
+        (end(claimed), end(claimed.min(needed)))
+    }
 }
 
 /// Blocks, sorted, with less than seven unused sectors before their bitmaps. The first block of a

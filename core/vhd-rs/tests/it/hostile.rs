@@ -7,10 +7,10 @@ mod locators;
 mod odd;
 
 use crate::support::{
-    MIB, bytes_of, dynamic, dynamic_with_blocks, new_image, open, put, reseal, with_footers,
-    with_header,
+    MIB, READ_WRITE, bytes_of, dynamic, dynamic_with_blocks, new_image, open, put, reseal,
+    with_footers, with_header,
 };
-use vhd_rs::{Block, Content, ErrorKind, Image};
+use vhd_rs::{Block, Content, ErrorKind, Extent, Image, OpenOptions};
 
 #[track_caller]
 fn refused(bytes: &[u8], kind: ErrorKind, text: &str) {
@@ -126,6 +126,25 @@ fn f52_tables_in_impossible_places_are_refused() {
             text,
         );
     }
+}
+
+#[test]
+fn f52_metadata_where_a_device_has_its_footer_is_refused() {
+    let bytes = dynamic();
+    let end = 1536 + 512;
+    let device = OpenOptions {
+        extent: Extent::Reserved,
+        ..READ_WRITE
+    };
+    let mut cut = with_footers(bytes, |f| put(f, 28, b"win "));
+    cut.truncate(end);
+    let error = Image::open(&cut, device).unwrap_err().to_string();
+    assert_eq!(
+        error,
+        "bat is 512 bytes at byte 1536: must end by byte 1536"
+    );
+    cut.resize(end + 512, 0);
+    assert!(Image::open(&cut, device).is_ok());
 }
 
 #[test]

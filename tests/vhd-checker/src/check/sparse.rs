@@ -49,7 +49,7 @@ impl<'a> Sparse<'a> {
         let table_at = num(&me.header, 16, 8);
         let table_room = sectors(num(&me.header, 28, 4) * 4) * 512;
         me.place(table_at, table_room, "table");
-        let map = me.check_batmap(table_at + table_room)?;
+        let map = me.check_batmap(table_at.saturating_add(table_room))?;
         let headers_end = me.data_end().max(me.batmap_end);
         me.check_blocks(table_at, map.as_deref(), headers_end)?;
         me.check_end(headers_end);
@@ -145,12 +145,15 @@ impl<'a> Sparse<'a> {
 
     /// The batmap's used bytes, if there is one to go by.
     fn check_batmap(&mut self, at: u64) -> io::Result<Option<Vec<u8>>> {
-        if !self.is_tap() || num(self.footer, 32, 4) < 0x10002 {
+        let version = num(self.footer, 32, 4);
+        if !self.is_tap() || version < 0x10001 {
             return Ok(None);
         }
         let h = self.raw.piece(at, 512)?;
         if text(&h, 0, 8) != b"tdbatmap" {
-            self.report.add("batmap header is missing");
+            // The first version that could have one did not always.
+            self.report
+                .want(version == 0x10001, || "batmap header is missing".into());
             return Ok(None);
         }
         let used = sectors(num(self.footer, 48, 8) / (16 << 20)) * 512;

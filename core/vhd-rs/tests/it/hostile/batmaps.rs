@@ -137,3 +137,18 @@ fn f59_batmap_sizes_and_places_that_overflow_are_refused() {
         "only what the table can need is kept free"
     );
 }
+
+#[test]
+fn f59_blocks_inside_the_sectors_claimed_for_the_batmap_are_never_called_full() {
+    // Other tools look for the first block after the claim, and write zeros before all others.
+    let mut bytes = dynamic_with_blocks(&[0]);
+    put(&mut bytes, 0x810, &4u32.to_be_bytes());
+    let mut image = open(&bytes).unwrap();
+    assert!(!image.set_full(0));
+    let mut bytes = dynamic_with_blocks(&[0]);
+    put(&mut bytes, 0x810, &2u32.to_be_bytes());
+    assert!(
+        open(&bytes).unwrap().set_full(0),
+        "the claim ends where the gap does"
+    );
+}

@@ -63,6 +63,12 @@ fn f55_footers_of_one_image_that_differ_are_settled_for_the_one_at_the_end() {
     reseal(&mut bytes[end..], 64, |f| f[85] = 1);
     let image = open(&bytes).unwrap();
     assert_eq!((image.is_hidden(), image.is_clean()), (true, false));
+    // Also where the other one leads nowhere.
+    let mut bytes = dynamic();
+    reseal(&mut bytes[..512], 64, |f| {
+        put(f, 16, &(2 * MIB).to_be_bytes())
+    });
+    assert!(!open(&bytes).unwrap().is_clean());
 }
 
 #[test]
@@ -76,6 +82,22 @@ fn f55_payload_that_looks_like_a_footer_of_another_image_does_not_count() {
     let image = open(&bytes).unwrap();
     assert_eq!((image.uuid(), image.virtual_bytes()), (UUID, 64 * MIB));
     assert!(!image.is_clean());
+    // Nor does one that would make the image unusable if it were its own.
+    for change in [
+        &|f: &mut [u8]| put(f, 12, &[0, 2, 0, 0]),
+        &|f: &mut [u8]| put(f, 0, b"v_poison"),
+    ] as [&dyn Fn(&mut [u8]); 2]
+    {
+        let mut bytes = dynamic();
+        reseal(&mut bytes[end..], 64, |f| {
+            put(f, 68, &[9; 16]);
+            change(f);
+        });
+        assert_eq!(open(&bytes).unwrap().uuid(), UUID);
+        reseal(&mut bytes[end..], 64, |f| put(f, 68, UUID.as_bytes()));
+        let kinds = [ErrorKind::Unsupported, ErrorKind::Poisoned];
+        assert!(kinds.contains(&open(&bytes).unwrap_err().kind()));
+    }
 }
 
 #[test]
