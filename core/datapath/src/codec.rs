@@ -32,6 +32,11 @@ pub struct Frame {
 }
 
 impl Frame {
+    /// The body as it came.
+    pub fn body(&self) -> &[u8] {
+        &self.body
+    }
+
     /// Decodes the body.
     ///
     /// # Errors

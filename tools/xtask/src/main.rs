@@ -8,6 +8,7 @@
 mod bench;
 mod build;
 mod crash;
+mod fuzz;
 mod setup;
 mod step;
 mod up;
@@ -36,6 +37,8 @@ enum Command {
     Bench(bench::Options),
     /// Cut the power of the data path in every way, or kill its processes, and look what is lost
     Crash(crash::Options),
+    /// Search for bytes that break a parser, under coverage, or replay a found input
+    Fuzz(fuzz::Options),
     /// Build every plugin both ways into target/plugins
     Plugins,
     /// Only do the set-up: Debian packages, the wasm target, a test kernel, a Python environment
@@ -55,6 +58,7 @@ fn main() -> Result<()> {
         Command::Demo(options) => up::demo(&options),
         Command::Bench(options) => bench::bench(&options),
         Command::Crash(options) => crash::crash(&options),
+        Command::Fuzz(options) => fuzz::fuzz(&options),
         Command::Plugins => {
             setup::wasm_target()?;
             build::plugins()
