@@ -167,6 +167,14 @@ fn slice_of(memory: &Memory, offset: usize, len: usize) -> &[u8] {
         .expect("views stay inside their memory")
 }
 
+/// Whether there is nothing but zero bytes; stops at the first stretch of 64 bytes with another.
+pub fn is_zero(bytes: &[u8]) -> bool {
+    let (chunks, rest) = bytes.as_chunks::<64>();
+    // Folded without a branch, so that it becomes a few wide instructions.
+    let chunk_is_zero = |chunk: &[u8; 64]| chunk.iter().fold(0, |all, byte| all | byte) == 0;
+    chunks.iter().all(chunk_is_zero) && rest.iter().all(|byte| *byte == 0)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -181,6 +189,19 @@ mod tests {
                 "len {len}"
             );
             assert_eq!(buffer.as_slice().len(), len);
+        }
+    }
+
+    #[test]
+    fn one_bit_anywhere_is_not_zero() {
+        for len in [0, 1, 63, 64, 65, 512] {
+            let mut bytes = vec![0; len];
+            assert!(is_zero(&bytes), "{len} zeros");
+            for at in 0..len {
+                bytes[at] = 1 << (at % 8);
+                assert!(!is_zero(&bytes), "byte {at} of {len}");
+                bytes[at] = 0;
+            }
         }
     }
 

@@ -43,7 +43,7 @@ mod rng;
 mod sim;
 mod sparse;
 
-pub use buffer::{ALIGN_BYTES, Buffer, SharedBuffer};
+pub use buffer::{ALIGN_BYTES, Buffer, SharedBuffer, is_zero};
 pub use cuts::{Cuts, Grain};
 pub use error::{Error, ErrorKind};
 pub use fault::{Fault, FaultDisk, FaultKind, Target};

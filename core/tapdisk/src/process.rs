@@ -28,6 +28,7 @@ pub mod arguments;
 pub mod sandbox;
 
 use crate::engine::Engine;
+use block::Completion;
 use control::Control;
 use datapath::protocol::{Error, Reply};
 use disk::{Disk, LiveOutcome};
@@ -35,7 +36,7 @@ use listener::Listener;
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use operations::{Freezing, Live, Unserving};
-use reactor::{Interest, Key, Keys, Reactor, Ready};
+use reactor::{Events, Interest, Key, Keys, Reactor, StreamEvent};
 use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::os::fd::OwnedFd;
@@ -50,6 +51,9 @@ const CONTROLS_MAX: usize = 8;
 
 /// How often clocks are looked at while one is running.
 const TICK: Duration = Duration::from_millis(500);
+
+/// Rounds of work on operations that are performed at once, before sockets have their turn.
+const ROUNDS_MAX: usize = 16;
 
 /// Bits of a token below an engine's tag.
 const TAG_SHIFT: u32 = 48;
@@ -148,10 +152,19 @@ impl Process {
     /// # Errors
     /// When the ring broke; the images are then as after a power failure.
     pub fn run(mut self) -> io::Result<Ending> {
-        let (mut done, mut ready, mut outcomes) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut events, mut outcomes) = (Events::default(), Vec::new());
         let mut now = Instant::now();
         loop {
-            let more = self.work(now, &mut outcomes) | self.send_answers();
+            let mut more = self.work(now, &mut outcomes);
+            for _ in 0..ROUNDS_MAX {
+                self.reactor.take_done(&mut events.done);
+                if events.done.is_empty() {
+                    break;
+                }
+                self.complete(&mut events.done);
+                more |= self.work(now, &mut outcomes);
+            }
+            more |= self.send_answers();
             if let Some(ending) = self.ending(now) {
                 return Ok(ending);
             }
@@ -162,19 +175,27 @@ impl Process {
                 (false, false) => None,
             };
             let timeout = self.until_wake(now).into_iter().chain(timeout).min();
-            self.reactor.wait(timeout, &mut done, &mut ready)?;
+            self.reactor.wait(timeout, &mut events)?;
             // The only look at the clock in a turn.
             now = Instant::now();
             self.tell_time(now);
-            for completion in done.drain(..) {
-                let tag = u16::try_from(completion.token >> TAG_SHIFT).unwrap_or_default();
-                let disk = self.tags.get(&tag).and_then(|id| self.disks.get_mut(id));
-                if let Some(disk) = disk {
-                    disk.engine.complete(completion);
-                }
+            self.complete(&mut events.done);
+            for ready in events.ready.drain(..) {
+                self.take_ready(Key::of(ready.token), ready.interest);
             }
-            for event in ready.drain(..) {
-                self.take_event(event);
+            for event in events.streams.drain(..) {
+                self.take_stream_event(event);
+            }
+        }
+    }
+
+    /// Lets engines have what their operations came to.
+    fn complete(&mut self, done: &mut Vec<Completion>) {
+        for completion in done.drain(..) {
+            let tag = u16::try_from(completion.token >> TAG_SHIFT).unwrap_or_default();
+            let disk = self.tags.get(&tag).and_then(|id| self.disks.get_mut(id));
+            if let Some(disk) = disk {
+                disk.engine.complete(completion);
             }
         }
     }
@@ -195,7 +216,14 @@ impl Process {
         }
     }
 
-    fn take_event(&mut self, Ready { key, interest }: Ready) {
+    fn take_stream_event(&mut self, event: StreamEvent) {
+        let key = Key::of(event.token());
+        if let Some(disk) = self.owners.get(&key).and_then(|id| self.disks.get_mut(id)) {
+            disk.take_event(key, event, &mut self.reactor);
+        }
+    }
+
+    fn take_ready(&mut self, key: Key, interest: Interest) {
         if key == self.signals.0 {
             while let Ok(Some(signal)) = self.signals.1.read_signal() {
                 self.signalled(signal.ssi_signo);
@@ -259,7 +287,7 @@ impl Process {
     fn work_disks(&mut self, now: Instant, outcomes: &mut Vec<LiveOutcome>) -> bool {
         let (mut more, mut gone) = (false, Vec::new());
         for (id, disk) in &mut self.disks {
-            for key in disk.accept(now, &mut self.keys) {
+            for key in disk.accept(&mut self.reactor, now, &mut self.keys) {
                 self.owners.insert(key, id.clone());
             }
             more |= disk.work(&mut self.reactor, now, outcomes, &mut gone);
@@ -271,6 +299,7 @@ impl Process {
         more
     }
 
+    /// Sends, and says what to wait for. `true` when there is also a clock to look at.
     fn watch(&mut self) -> io::Result<bool> {
         let reads = Interest {
             read: true,
@@ -291,6 +320,7 @@ impl Process {
             || !self.unserving.is_empty()
             || self.listener.1.paused_until().is_some();
         for disk in self.disks.values_mut() {
+            disk.send(&mut self.reactor);
             by_clock |= disk.watch(&mut self.reactor)?;
         }
         Ok(by_clock)

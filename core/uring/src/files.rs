@@ -3,40 +3,70 @@
 use block::{Error, ErrorKind, FileId, Op, Verb};
 use rustix::fs::{FileType, SeekFrom};
 use rustix::io::Errno;
-use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 
 /// Largest offset a file has, as `off_t` allows it.
 const OFFSET_MAX: u64 = i64::MAX as u64;
 
+/// Bits of a file's number that name its place; the rest counts how often the place was used.
+const PLACE_BITS: u32 = 20;
+
+/// Magic numbers in `statfs` of file systems whose files are in memory (`linux/magic.h`).
+const MEMORY_FILE_SYSTEMS: [i64; 2] = [0x0102_1994, 0x8584_58f6];
+
+/// An open file.
+#[derive(Debug)]
+pub(crate) struct File {
+    pub(crate) fd: OwnedFd,
+    /// Its place in the ring's table of registered descriptors.
+    pub(crate) slot: Option<u32>,
+    /// Whether its I/O is performed by plain system calls.
+    pub(crate) inline: bool,
+}
+
 /// Open files; numbers are given out once.
 #[derive(Debug, Default)]
 pub(crate) struct Files {
-    open: HashMap<FileId, OwnedFd>,
-    next: u32,
+    places: Vec<(u32, Option<File>)>,
+    free: Vec<u32>,
 }
 
 impl Files {
-    pub(crate) fn add(&mut self, file: OwnedFd) -> FileId {
-        let id = FileId(self.next);
-        self.next = self
-            .next
-            .checked_add(1)
-            .expect("fewer than 2^32 files in a process's life");
-        self.open.insert(id, file);
-        id
+    pub(crate) fn add(&mut self, file: File) -> FileId {
+        let index = self.free.pop().unwrap_or_else(|| {
+            self.places.push((0, None));
+            u32::try_from(self.places.len() - 1).expect("descriptors are fewer")
+        });
+        assert!(index >> PLACE_BITS == 0, "at most 2^20 files are open");
+        let mut generation = 0;
+        if let Some(place) = self.places.get_mut(index as usize) {
+            generation = place.0;
+            place.1 = Some(file);
+        }
+        FileId(generation << PLACE_BITS | index)
     }
 
-    pub(crate) fn remove(&mut self, file: FileId) {
-        self.open.remove(&file);
+    pub(crate) fn remove(&mut self, file: FileId) -> Option<File> {
+        self.get(file)?;
+        let index = file.0 & ((1 << PLACE_BITS) - 1);
+        let place = self.places.get_mut(index as usize)?;
+        place.0 += 1;
+        // A place whose numbers are used up is not used again.
+        if place.0 >> (u32::BITS - PLACE_BITS) == 0 {
+            self.free.push(index);
+        }
+        place.1.take()
     }
 
-    pub(crate) fn get(&self, file: FileId) -> Option<&OwnedFd> {
-        self.open.get(&file)
+    pub(crate) fn get(&self, file: FileId) -> Option<&File> {
+        let index = file.0 & ((1 << PLACE_BITS) - 1);
+        let (generation, open) = self.places.get(index as usize)?;
+        open.as_ref()
+            .filter(|_| *generation == file.0 >> PLACE_BITS)
     }
 
     /// The file of an operation that can be performed at all.
-    pub(crate) fn check(&self, op: &Op) -> Result<&OwnedFd, Error> {
+    pub(crate) fn check(&self, op: &Op) -> Result<&File, Error> {
         let end = op.action.offset().checked_add(op.action.len_bytes());
         if end.is_none_or(|end| end > OFFSET_MAX) {
             return Err(op.error(ErrorKind::Invalid, None));
@@ -54,16 +84,25 @@ impl Files {
             offset: 0,
             os_error: errno.map(Errno::raw_os_error),
         };
-        let fd = self
+        let open = self
             .get(file)
             .ok_or_else(|| error(ErrorKind::NoSuchFile, None))?;
         let failed = |errno| error(ErrorKind::Io, Some(errno));
-        let stat = rustix::fs::fstat(fd).map_err(failed)?;
+        let stat = rustix::fs::fstat(&open.fd).map_err(failed)?;
         if FileType::from_raw_mode(stat.st_mode) == FileType::BlockDevice {
-            return rustix::fs::seek(fd, SeekFrom::End(0)).map_err(failed);
+            return rustix::fs::seek(&open.fd, SeekFrom::End(0)).map_err(failed);
         }
         Ok(u64::try_from(stat.st_size).unwrap_or(0))
     }
+}
+
+/// Whether the file's bytes are in memory, so that I/O never waits for a device.
+pub(crate) fn is_in_memory(fd: &OwnedFd) -> bool {
+    let of_file = rustix::fs::fstat(fd).is_ok_and(|stat| {
+        // A device node may lie on a tmpfs too.
+        FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile
+    });
+    of_file && rustix::fs::fstatfs(fd).is_ok_and(|fs| MEMORY_FILE_SYSTEMS.contains(&fs.f_type))
 }
 
 /// The error of an operation for an error number.

@@ -1,20 +1,24 @@
 //! The fallback: plain system calls, one operation after the other, epoll for sockets.
 
-use crate::files::{Files, error_of};
-use crate::{Interest, Ready};
-use block::{Action, BlockIo, Completion, Error, ErrorKind, FileId, Op, Wait};
+mod streams;
+
+use crate::files::{File, Files};
+use crate::inline::perform;
+use crate::stream::Streams;
+use crate::{Events, Interest, Ready};
+use block::{BlockIo, Completion, Error, FileId, Op, Wait};
 use rustix::event::{Timespec, epoll};
-use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
 use std::collections::{HashMap, VecDeque};
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 /// Most events taken at once.
 const EVENTS_MAX: usize = 256;
 
-/// Block I/O by `pread`, `pwrite`, `fdatasync`, `ftruncate` and `fallocate`.
+/// Block I/O by `pread`, `pwrite`, `fdatasync`, `ftruncate` and `fallocate`; streams by `recv` and
+/// `sendmsg`.
 #[derive(Debug)]
 pub struct PreadIo {
     files: Files,
@@ -22,6 +26,7 @@ pub struct PreadIo {
     epoll: OwnedFd,
     /// Watched sockets: a duplicate of the descriptor, so that it can always be taken out again.
     watched: HashMap<u64, OwnedFd>,
+    streams: Streams<streams::Stream>,
 }
 
 impl PreadIo {
@@ -37,12 +42,17 @@ impl PreadIo {
             queue: VecDeque::new(),
             epoll,
             watched,
+            streams: Streams::default(),
         })
     }
 
     /// Takes a file over.
     pub fn add_file(&mut self, file: OwnedFd) -> FileId {
-        self.files.add(file)
+        self.files.add(File {
+            fd: file,
+            slot: None,
+            inline: true,
+        })
     }
 
     /// Closes a file.
@@ -73,97 +83,57 @@ impl PreadIo {
         }
     }
 
+    /// See [`crate::Ring::take_done`].
+    pub fn take_done(&mut self, done: &mut Vec<Completion>) {
+        while let Some(mut op) = self.queue.pop_front() {
+            let result = match self.files.check(&op) {
+                Ok(file) => perform(file, &mut op),
+                Err(error) => Err(error),
+            };
+            done.push(Completion {
+                token: op.token,
+                result,
+                payload: op.action.into_payload(),
+            });
+        }
+    }
+
     /// Performs what was submitted and waits for sockets; see [`crate::Ring::wait`].
     ///
     /// # Errors
     /// What epoll says.
-    pub fn wait(
-        &mut self,
-        timeout: Option<Duration>,
-        done: &mut Vec<Completion>,
-        ready: &mut Vec<Ready>,
-    ) -> io::Result<()> {
-        let before = done.len();
-        self.poll(Wait::No, done)?;
-        let timeout = if done.len() > before {
-            Some(Duration::ZERO)
-        } else {
+    pub fn wait(&mut self, timeout: Option<Duration>, events: &mut Events) -> io::Result<()> {
+        self.take_done(&mut events.done);
+        self.move_streams(&mut events.streams);
+        let timeout = if events.is_empty() {
             timeout
+        } else {
+            Some(Duration::ZERO)
         };
         let timeout = timeout.map(|t| Timespec {
             tv_sec: i64::try_from(t.as_secs()).unwrap_or(i64::MAX),
             tv_nsec: t.subsec_nanos().into(),
         });
-        let mut events = Vec::with_capacity(EVENTS_MAX);
-        let space = rustix::buffer::spare_capacity(&mut events);
+        let mut seen = Vec::with_capacity(EVENTS_MAX);
+        let space = rustix::buffer::spare_capacity(&mut seen);
         match epoll::wait(&self.epoll, space, timeout.as_ref()) {
             Ok(_) | Err(Errno::INTR) => {}
             Err(errno) => return Err(errno.into()),
         }
-        for event in events {
+        for event in seen {
             let (token, flags) = (event.data.u64(), event.flags);
-            self.unwatch(token);
             let wrong = epoll::EventFlags::ERR | epoll::EventFlags::HUP;
-            let read = flags.intersects(epoll::EventFlags::IN | wrong);
+            let read = flags.intersects(epoll::EventFlags::IN | epoll::EventFlags::RDHUP | wrong);
             let write = flags.intersects(epoll::EventFlags::OUT | wrong);
-            ready.push(Ready {
-                token,
-                interest: Interest { read, write },
-            });
+            let interest = Interest { read, write };
+            if !self.stream_ready(token, interest) {
+                self.unwatch(token);
+                events.ready.push(Ready { token, interest });
+            }
         }
+        self.move_streams(&mut events.streams);
         Ok(())
     }
-
-    fn perform(&self, op: &mut Op) -> Result<(), Error> {
-        let fd = self.files.check(op)?.as_fd();
-        let failed = match &mut op.action {
-            Action::Read { offset, buffer } => read_all(fd, *offset, buffer.as_mut_slice()),
-            Action::Write { offset, data } => write_all(fd, *offset, data.as_slice()),
-            Action::Fdatasync => rustix::fs::fdatasync(fd).map_err(Some),
-            Action::Truncate { size_bytes } => rustix::fs::ftruncate(fd, *size_bytes).map_err(Some),
-            Action::Allocate { offset, len_bytes } => {
-                rustix::fs::fallocate(fd, FallocateFlags::empty(), *offset, *len_bytes)
-                    .map_err(Some)
-            }
-            Action::Punch { offset, len_bytes } => {
-                let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-                rustix::fs::fallocate(fd, flags, *offset, *len_bytes).map_err(Some)
-            }
-        };
-        failed.map_err(|errno| match errno {
-            Some(errno) => error_of(op, errno),
-            None => op.error(ErrorKind::EndOfFile, None),
-        })
-    }
-}
-
-/// Fills the buffer; `Err(None)` is the end of the file.
-fn read_all(fd: BorrowedFd<'_>, offset: u64, buffer: &mut [u8]) -> Result<(), Option<Errno>> {
-    let mut filled = 0;
-    while let Some(rest) = buffer.get_mut(filled..).filter(|rest| !rest.is_empty()) {
-        match rustix::io::pread(fd, rest, offset.saturating_add(filled as u64)) {
-            Ok(0) => return Err(None),
-            Ok(count) => filled += count,
-            Err(Errno::INTR | Errno::AGAIN) => {}
-            // What follows a short direct read may not be aligned: it was the end.
-            Err(Errno::INVAL) if filled > 0 => return Err(None),
-            Err(errno) => return Err(Some(errno)),
-        }
-    }
-    Ok(())
-}
-
-fn write_all(fd: BorrowedFd<'_>, offset: u64, data: &[u8]) -> Result<(), Option<Errno>> {
-    let mut written = 0;
-    while let Some(rest) = data.get(written..).filter(|rest| !rest.is_empty()) {
-        match rustix::io::pwrite(fd, rest, offset.saturating_add(written as u64)) {
-            Ok(0) => return Err(Some(Errno::IO)),
-            Ok(count) => written += count,
-            Err(Errno::INTR | Errno::AGAIN) => {}
-            Err(errno) => return Err(Some(errno)),
-        }
-    }
-    Ok(())
 }
 
 impl BlockIo for PreadIo {
@@ -172,14 +142,7 @@ impl BlockIo for PreadIo {
     }
 
     fn poll(&mut self, _wait: Wait, done: &mut Vec<Completion>) -> io::Result<()> {
-        while let Some(mut op) = self.queue.pop_front() {
-            let result = self.perform(&mut op);
-            done.push(Completion {
-                token: op.token,
-                result,
-                payload: op.action.into_payload(),
-            });
-        }
+        self.take_done(done);
         Ok(())
     }
 

@@ -1,6 +1,9 @@
 //! Conformance of both carriers on real files, and sockets beside them.
 
-use crate::{Interest, PreadIo, Ring, Uring};
+mod restricted;
+mod streams;
+
+use crate::{Events, Interest, PreadIo, Ring, Uring};
 use block::conformance::{self, Bench};
 use block::{Action, BlockIo, Buffer, FileId, Op, Payload};
 use std::io::{Read, Write};
@@ -15,7 +18,24 @@ impl<F: FnMut() -> Ring> Bench for Files<F> {
     type Io = Ring;
 
     fn disk_with(&mut self, content: &[u8]) -> (Ring, FileId) {
-        let mut file = tempfile::tempfile().expect("a temporary file");
+        self.on(tempfile::tempfile().expect("a temporary file"), content)
+    }
+}
+
+/// The same on a file in memory.
+struct InMemory<F>(F);
+
+impl<F: FnMut() -> Ring> Bench for InMemory<F> {
+    type Io = Ring;
+
+    fn disk_with(&mut self, content: &[u8]) -> (Ring, FileId) {
+        let file = tempfile::tempfile_in("/dev/shm").expect("a temporary file in memory");
+        Files(&mut self.0).on(file, content)
+    }
+}
+
+impl<F: FnMut() -> Ring> Files<F> {
+    fn on(&mut self, mut file: std::fs::File, content: &[u8]) -> (Ring, FileId) {
         file.write_all(content).expect("its content");
         let mut ring = (self.0)();
         let id = ring.add_file(file.into());
@@ -37,6 +57,7 @@ fn pread() -> Ring {
 fn both_carriers_conform_on_files() {
     conformance::run(&mut Files(uring));
     conformance::run(&mut Files(pread));
+    conformance::run(&mut InMemory(uring));
 }
 
 #[test]
@@ -92,7 +113,7 @@ fn a_ring_dropped_with_operations_in_flight_waits_for_them() {
         },
     )
     .expect("watch");
-    ring.wait(Some(Duration::ZERO), &mut done, &mut Vec::new())
+    ring.wait(Some(Duration::ZERO), &mut Events::default())
         .expect("wait");
     drop(ring);
 }
@@ -106,11 +127,11 @@ fn a_watched_socket_gives_one_event_and_none_after_it_is_forgotten() {
             write: false,
         };
         let wait = |ring: &mut Ring, ms| {
-            let (mut done, mut ready) = (Vec::new(), Vec::new());
-            ring.wait(Some(Duration::from_millis(ms)), &mut done, &mut ready)
+            let mut events = Events::default();
+            ring.wait(Some(Duration::from_millis(ms)), &mut events)
                 .expect("wait");
-            assert!(done.is_empty());
-            ready
+            assert!(events.done.is_empty());
+            events.ready
         };
         ring.watch(9, ours.as_fd(), read).expect("watch");
         assert_eq!(wait(&mut ring, 0), []);

@@ -2,9 +2,9 @@
 
 use super::request::{Header, Style};
 use crate::frontend::{Answer, BlockRun, Buffers, Errno, Failure, Slot};
-use block::{Buffer, SharedBuffer};
+use block::{Buffer, is_zero};
 use datapath::nbd::wire;
-use std::collections::VecDeque;
+use uring::{Body, Piece};
 
 /// Most runs in one block status reply; the client asks again for the rest.
 const RUNS_MAX: usize = 4096;
@@ -29,65 +29,17 @@ fn code(errno: Errno) -> u32 {
     }
 }
 
-/// Longest head: chunk header, offset, length of a hole.
-const HEAD_BYTES_MAX: usize = wire::EXTENDED_CHUNK_HEADER_BYTES + 12;
-
-#[derive(Debug)]
-enum Body {
-    Bytes(Vec<u8>),
-    /// A part of a read's buffer, which goes back to the pool with its last part.
-    Data(SharedBuffer),
-}
-
-/// A stretch of output: a head, kept inline, and a body.
-#[derive(Debug)]
-struct Piece {
-    head: [u8; HEAD_BYTES_MAX],
-    head_bytes: usize,
-    body: Body,
-    /// The request that is over once this is sent.
-    ends: Option<Slot>,
-}
-
-impl Piece {
-    fn new(body: Body, ends: Option<Slot>) -> Self {
-        Self {
-            head: [0; HEAD_BYTES_MAX],
-            head_bytes: 0,
-            body,
-            ends,
-        }
-    }
-
-    fn put(mut self, bytes: &[u8]) -> Self {
-        let end = self.head_bytes + bytes.len();
-        self.head
-            .get_mut(self.head_bytes..end)
-            .expect("no head is longer than HEAD_BYTES_MAX")
-            .copy_from_slice(bytes);
-        self.head_bytes = end;
-        self
-    }
-
-    fn parts(&self) -> [&[u8]; 2] {
-        let body = match &self.body {
-            Body::Bytes(bytes) => bytes,
-            Body::Data(data) => data.as_slice(),
-        };
-        [self.head.get(..self.head_bytes).unwrap_or_default(), body]
-    }
-
-    fn len(&self) -> usize {
-        self.parts().iter().map(|part| part.len()).sum()
-    }
-}
+/// The tag of a piece that ends no request.
+const NO_SLOT: u32 = u32::MAX;
 
 /// What waits to be sent, in order.
 #[derive(Debug, Default)]
 pub(super) struct Output {
-    pieces: VecDeque<Piece>,
-    /// Bytes of the first piece that are sent.
-    sent: usize,
+    pieces: Vec<Piece>,
+    /// An empty list, kept for its memory.
+    spare: Vec<Piece>,
+    /// A list is on its way.
+    out: bool,
     /// Buffers whose content nobody wants.
     spent: Vec<Buffer>,
 }
@@ -97,86 +49,55 @@ impl Output {
         self.pieces.is_empty()
     }
 
-    /// What is to be sent, in order, without empty parts.
-    pub(super) fn parts(&self) -> impl Iterator<Item = &[u8]> {
-        let mut skip = self.sent;
-        self.pieces
-            .iter()
-            .flat_map(Piece::parts)
-            .filter_map(move |part| {
-                let skipped = skip.min(part.len());
-                skip -= skipped;
-                part.get(skipped..).filter(|rest| !rest.is_empty())
-            })
+    /// Whether a list was taken and did not come back.
+    pub(super) fn is_out(&self) -> bool {
+        self.out
     }
 
-    /// Takes `count` bytes off, gives their buffers back and tells which requests are over.
-    pub(super) fn sent(
-        &mut self,
-        count: usize,
-        pool: &mut impl Buffers,
-        mut over: impl FnMut(Slot),
-    ) {
-        self.sent += count;
+    pub(super) fn take(&mut self) -> Vec<Piece> {
+        self.out = true;
+        let spare = std::mem::take(&mut self.spare);
+        std::mem::replace(&mut self.pieces, spare)
+    }
+
+    /// Takes back the list, emptied.
+    pub(super) fn back(&mut self, pieces: Vec<Piece>, pool: &mut impl Buffers) {
+        self.out = false;
+        self.spare = pieces;
         self.spent.drain(..).for_each(|buffer| pool.give(buffer));
-        while let Some(first) = self
-            .pieces
-            .front()
-            .map(Piece::len)
-            .filter(|l| *l <= self.sent)
-        {
-            self.sent -= first;
-            let Some(piece) = self.pieces.pop_front() else {
-                return;
-            };
-            if let Body::Data(data) = piece.body
-                && let Ok(buffer) = data.try_unshare()
-            {
-                pool.give(buffer);
-            }
-            if let Some(slot) = piece.ends {
-                over(slot);
-            }
-        }
     }
 
-    /// Drops everything; the requests in it are over.
-    pub(super) fn discard(&mut self, mut over: impl FnMut(Slot)) {
-        self.sent = 0;
+    /// Drops everything.
+    pub(super) fn discard(&mut self) {
+        self.pieces.clear();
         self.spent.clear();
-        self.pieces
-            .drain(..)
-            .filter_map(|piece| piece.ends)
-            .for_each(&mut over);
     }
 
     /// Bytes of the handshake.
     pub(super) fn push_bytes(&mut self, bytes: Vec<u8>) {
-        self.pieces.push_back(Piece::new(Body::Bytes(bytes), None));
+        self.pieces.push(Piece::new(Body::Bytes(bytes), NO_SLOT));
     }
 
     /// The whole reply to one request.
     pub(super) fn push_reply(&mut self, slot: Slot, header: &Header, style: Style, answer: Answer) {
-        let piece = match answer {
+        let mut piece = match answer {
             Answer::Data(data) if header.command == wire::CMD_CACHE => {
                 self.spent.push(data);
                 done(header, style)
             }
             Answer::Data(data) if style == Style::Simple => {
-                simple(header, 0, Body::Data(data.share()))
+                simple(header, 0, Body::Shared(data.share()))
             }
             Answer::Data(data) => self.push_data(header, style, data),
             Answer::Status(runs) => status_chunk(header, style, &runs),
             Answer::Failed(failure) if style == Style::Simple => {
-                simple(header, code(failure.errno), Body::none())
+                simple(header, code(failure.errno), Body::None)
             }
             Answer::Failed(failure) => error_chunk(header, style, &failure),
             Answer::Done => done(header, style),
         };
-        self.pieces.push_back(Piece {
-            ends: Some(slot),
-            ..piece
-        });
+        piece.tag = slot.0;
+        self.pieces.push(piece);
     }
 
     /// A read's data in chunks, zeroes as holes; returns the last chunk.
@@ -201,7 +122,7 @@ impl Output {
                         last,
                         len: 8 + len,
                     };
-                    chunk.piece(header, style, Body::Data(part)).put(&offset)
+                    chunk.piece(header, style, Body::Shared(part)).put(&offset)
                 }
                 None => {
                     let chunk = Chunk {
@@ -211,7 +132,7 @@ impl Output {
                     };
                     let hole = u32::try_from(len).unwrap_or(u32::MAX).to_be_bytes();
                     chunk
-                        .piece(header, style, Body::none())
+                        .piece(header, style, Body::None)
                         .put(&offset)
                         .put(&hole)
                 }
@@ -223,7 +144,7 @@ impl Output {
                 }
                 return piece;
             }
-            self.pieces.push_back(piece);
+            self.pieces.push(piece);
             start = end;
         }
     }
@@ -244,21 +165,8 @@ fn run(data: &[u8], grain: usize) -> (usize, bool) {
     (len, zero)
 }
 
-fn is_zero(bytes: &[u8]) -> bool {
-    // In steps that the compiler makes a few instructions of.
-    bytes
-        .chunks(64)
-        .all(|step| step.iter().fold(0, |all, byte| all | byte) == 0)
-}
-
-impl Body {
-    fn none() -> Self {
-        Self::Bytes(Vec::new())
-    }
-}
-
 fn simple(header: &Header, code: u32, body: Body) -> Piece {
-    Piece::new(body, None)
+    Piece::new(body, NO_SLOT)
         .put(&wire::SIMPLE_REPLY_MAGIC.to_be_bytes())
         .put(&code.to_be_bytes())
         .put(&header.cookie.to_be_bytes())
@@ -267,9 +175,9 @@ fn simple(header: &Header, code: u32, body: Body) -> Piece {
 /// Success without content. On a structured session it may be a simple reply, which is shorter.
 fn done(header: &Header, style: Style) -> Piece {
     if style < Style::Extended {
-        return simple(header, 0, Body::none());
+        return simple(header, 0, Body::None);
     }
-    Chunk::only(wire::CHUNK_NONE, 0).piece(header, style, Body::none())
+    Chunk::only(wire::CHUNK_NONE, 0).piece(header, style, Body::None)
 }
 
 /// What a chunk's header says besides the request's own fields; `len` counts what follows it.
@@ -295,7 +203,7 @@ impl Chunk {
             Style::Extended => (wire::EXTENDED_CHUNK_MAGIC, true),
             _ => (wire::CHUNK_MAGIC, false),
         };
-        let piece = Piece::new(body, None)
+        let piece = Piece::new(body, NO_SLOT)
             .put(&magic.to_be_bytes())
             .put(&flags.to_be_bytes())
             .put(&self.kind.to_be_bytes())

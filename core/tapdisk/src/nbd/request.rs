@@ -56,14 +56,23 @@ pub(super) struct Header {
 }
 
 impl Header {
-    /// Splits a header off the front and says how long it is. `None` when there is not all of it,
-    /// an error when the magic is wrong and nothing after it can be trusted.
-    pub(super) fn parse(bytes: &[u8], style: Style) -> Option<Result<(Self, usize), WrongMagic>> {
-        let (expected, size) = match style {
-            Style::Extended => (wire::EXTENDED_REQUEST_MAGIC, wire::EXTENDED_REQUEST_BYTES),
-            _ => (wire::REQUEST_MAGIC, wire::REQUEST_BYTES),
+    /// How long a header is.
+    pub(super) fn bytes(style: Style) -> usize {
+        match style {
+            Style::Extended => wire::EXTENDED_REQUEST_BYTES,
+            _ => wire::REQUEST_BYTES,
+        }
+    }
+
+    /// Splits a header. `None` when there is not all of it, an error when the magic is wrong and
+    /// nothing after it can be trusted.
+    pub(super) fn parse(bytes: &[u8], style: Style) -> Option<Result<Self, WrongMagic>> {
+        let expected = match style {
+            Style::Extended => wire::EXTENDED_REQUEST_MAGIC,
+            _ => wire::REQUEST_MAGIC,
         };
-        let (magic, rest) = bytes.get(..size)?.split_first_chunk()?;
+        let bytes = bytes.get(..Self::bytes(style))?;
+        let (magic, rest) = bytes.split_first_chunk()?;
         let (flags, rest) = rest.split_first_chunk()?;
         let (command, rest) = rest.split_first_chunk()?;
         let (cookie, rest) = rest.split_first_chunk()?;
@@ -88,7 +97,7 @@ impl Header {
             length,
             payload_bytes: if has_payload { length } else { 0 },
         };
-        Some(Ok((header, size)))
+        Some(Ok(header))
     }
 
     /// Memory the request needs until its reply is sent.

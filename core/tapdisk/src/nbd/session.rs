@@ -8,6 +8,7 @@ use crate::frontend::{Answer, Buffers, Errno, Failure, FrontEnd, Job, Slot, Work
 use block::Buffer;
 use datapath::nbd::wire;
 use std::collections::VecDeque;
+use uring::{Body, Piece};
 
 /// Requests of one session between their header and the last byte of their reply.
 pub const IN_FLIGHT_MAX: usize = 128;
@@ -15,8 +16,11 @@ pub const IN_FLIGHT_MAX: usize = 128;
 /// Payload and read buffers of one session; a single request may always go on.
 pub const IN_FLIGHT_BYTES_MAX: usize = 64 << 20;
 
-/// Bytes received at once. Holds the longest option with its header.
-const STAGING_BYTES: usize = 64 << 10;
+/// Bytes of the client's flags.
+const FLAGS_BYTES: usize = 4;
+
+/// Bytes of a payload still to come from which it is better received straight into its buffer.
+const DIRECT_BYTES_MIN: usize = 64 << 10;
 
 /// Where the session is.
 #[derive(Debug)]
@@ -27,10 +31,10 @@ enum Phase {
     Option(u32),
     /// A request comes next.
     Request,
-    /// A write's payload is coming in.
+    /// A write's payload is coming in; the buffer may be lent to whoever receives it.
     Payload {
         slot: Slot,
-        data: Buffer,
+        data: Option<Buffer>,
         filled: usize,
     },
     /// The payload of a write that fails is thrown away.
@@ -45,6 +49,8 @@ struct Request {
     header: Header,
     /// How much of it was handed out as jobs.
     worked: u64,
+    /// The reply is made.
+    answered: bool,
 }
 
 /// One connection. See the module's page.
@@ -53,10 +59,9 @@ pub struct Session {
     export: Export,
     phase: Phase,
     agreed: Agreed,
-    staging: Box<[u8]>,
-    /// The part of `staging` that is received and not taken yet.
-    start: usize,
-    end: usize,
+    /// The beginning of what comes next, while it is not whole.
+    held: Vec<u8>,
+    jobs: VecDeque<Job>,
     requests: Vec<Option<Request>>,
     free: Vec<Slot>,
     /// Requests whose job is done and that need another.
@@ -76,9 +81,8 @@ impl Session {
             export,
             phase: Phase::Flags,
             agreed: Agreed::default(),
-            staging: vec![0; STAGING_BYTES].into_boxed_slice(),
-            start: 0,
-            end: 0,
+            held: Vec::new(),
+            jobs: VecDeque::new(),
             requests: Vec::new(),
             free: Vec::new(),
             unfinished: VecDeque::new(),
@@ -88,78 +92,71 @@ impl Session {
         }
     }
 
-    /// Where the next bytes of the stream go; empty while the session takes none. Call
-    /// [`Session::next_job`] until it has none before each receive.
-    pub fn receive_into(&mut self) -> &mut [u8] {
-        match &mut self.phase {
-            Phase::Ending => return &mut [],
-            // Straight to where it belongs.
-            Phase::Payload { data, filled, .. } if self.start == self.end => {
-                return data.as_mut_slice().get_mut(*filled..).unwrap_or_default();
-            }
-            _ => {}
-        }
-        if self.start == self.end {
-            (self.start, self.end) = (0, 0);
-        } else if self.end == self.staging.len() {
-            self.staging.copy_within(self.start..self.end, 0);
-            (self.start, self.end) = (0, self.end - self.start);
-        }
-        self.staging.get_mut(self.end..).unwrap_or_default()
-    }
-
-    /// Tells that `count` bytes were put into [`Session::receive_into`].
-    pub fn received(&mut self, count: usize) {
-        match &mut self.phase {
-            Phase::Payload { data, filled, .. } if self.start == self.end => {
-                *filled = filled.saturating_add(count).min(data.len());
-            }
-            _ => self.end = self.end.saturating_add(count).min(self.staging.len()),
-        }
-    }
-
-    /// Goes on with what was received; `None` when more bytes, answers or sending are needed.
-    pub fn next_job(&mut self, pool: &mut impl Buffers) -> Option<Job> {
-        if let Some(job) = self.go_on() {
-            return Some(job);
-        }
+    /// Takes the next bytes of the stream and returns how many of them. It takes less than all of
+    /// them when answers have to be given and sent first, when a payload is lent out, and none
+    /// when it is ending; the rest is to be offered again. The jobs that came of them wait in
+    /// [`Session::next_job`].
+    pub fn receive(&mut self, bytes: &[u8], pool: &mut impl Buffers) -> usize {
+        let mut rest = bytes;
         loop {
             let moved = match &mut self.phase {
-                Phase::Flags => self.take_flags(),
-                Phase::Option(_) => self.take_option(),
-                Phase::Request => match self.take_request(pool) {
-                    Some(Some(job)) => return Some(job),
-                    moved => moved.map(drop),
-                },
-                Phase::Payload { .. } => match self.take_payload() {
-                    Some(job) => return Some(job),
-                    None => None,
-                },
-                Phase::Discard { .. } => self.take_discarded(),
+                Phase::Flags => self.take_flags(&mut rest),
+                Phase::Option(_) => self.take_option(&mut rest),
+                Phase::Request => self.take_request(&mut rest, pool),
+                Phase::Payload { .. } => self.take_payload(&mut rest),
+                Phase::Discard { .. } => self.take_discarded(&mut rest),
                 Phase::Ending => None,
             };
-            moved?;
+            if moved.is_none() {
+                return bytes.len() - rest.len();
+            }
         }
+    }
+
+    /// Lends the buffer of a long payload and how much of it is filled, so that what comes next can
+    /// be received straight into it; to be given back with [`Session::payload_back`]. Only when
+    /// everything received before was taken.
+    pub fn lend_payload(&mut self) -> Option<(Buffer, usize)> {
+        let Phase::Payload { data, filled, .. } = &mut self.phase else {
+            return None;
+        };
+        let left = data.as_ref()?.len().saturating_sub(*filled);
+        (left >= DIRECT_BYTES_MIN).then_some(())?;
+        Some((data.take()?, *filled))
+    }
+
+    /// Takes a lent buffer back, with more of it filled.
+    pub fn payload_back(&mut self, buffer: Buffer, now_filled: usize, pool: &mut impl Buffers) {
+        match &mut self.phase {
+            Phase::Payload { data, filled, .. } if data.is_none() => {
+                *filled = now_filled.min(buffer.len());
+                *data = Some(buffer);
+                let _no_more = self.take_payload(&mut &[][..]);
+            }
+            _ => pool.give(buffer),
+        }
+    }
+
+    /// The next job that came of what was received, or of the answer to a part of a request.
+    pub fn next_job(&mut self) -> Option<Job> {
+        self.go_on().or_else(|| self.jobs.pop_front())
     }
 
     /// Answers a job. Every job is answered exactly once, in any order.
     pub fn answer(&mut self, slot: Slot, answer: Answer) {
-        let Some(Request { header, worked }) = self.request(slot) else {
+        let Some(Some(request)) = self.requests.get_mut(slot.0 as usize) else {
             return;
         };
         if self.deaf {
             self.over(slot);
-        } else if matches!(answer, Answer::Done) && header.piece_bytes(worked) > 0 {
+        } else if matches!(answer, Answer::Done) && request.header.piece_bytes(request.worked) > 0 {
             self.unfinished.push_back(slot);
         } else {
+            request.answered = true;
+            let header = request.header;
             self.output
                 .push_reply(slot, &header, self.agreed.style, answer);
         }
-    }
-
-    /// What is to be sent, in order; none of the parts is empty.
-    pub fn output(&self) -> impl Iterator<Item = &[u8]> {
-        self.output.parts()
     }
 
     /// Whether something is to be sent.
@@ -167,11 +164,23 @@ impl Session {
         !self.output.is_empty()
     }
 
-    /// Tells that `count` bytes of [`Session::output`] were sent.
-    pub fn sent(&mut self, count: usize, pool: &mut impl Buffers) {
-        let mut over = Vec::new();
-        self.output.sent(count, pool, |slot| over.push(slot));
-        over.into_iter().for_each(|slot| self.over(slot));
+    /// What is to be sent, in order. It goes out as a whole before what is taken next, and comes
+    /// back with [`Session::sent`].
+    pub fn take_output(&mut self) -> Vec<Piece> {
+        self.output.take()
+    }
+
+    /// Takes back what was sent, or could not be because the peer is gone.
+    pub fn sent(&mut self, mut pieces: Vec<Piece>, pool: &mut impl Buffers) {
+        for piece in pieces.drain(..) {
+            if let Body::Shared(data) = piece.body
+                && let Ok(buffer) = data.try_unshare()
+            {
+                pool.give(buffer);
+            }
+            self.over(Slot(piece.tag));
+        }
+        self.output.back(pieces, pool);
     }
 
     /// Takes no more requests; those in flight are answered.
@@ -182,13 +191,17 @@ impl Session {
         self.phase = Phase::Ending;
     }
 
-    /// The peer closed or the socket failed: as [`Session::end`], and nothing more is sent.
+    /// The peer closed or the socket failed: as [`Session::end`], and nothing more is sent. Whether
+    /// what was taken to be sent comes back does not matter any more.
     pub fn lost(&mut self) {
         self.end();
         self.deaf = true;
-        let mut over = Vec::new();
-        self.output.discard(|slot| over.push(slot));
-        over.extend(self.unfinished.drain(..));
+        self.output.discard();
+        let answered = (0..).zip(&self.requests).filter_map(|(slot, request)| {
+            let answered = request.as_ref().is_some_and(|request| request.answered);
+            answered.then_some(Slot(slot))
+        });
+        let over: Vec<Slot> = answered.chain(self.unfinished.drain(..)).collect();
         over.into_iter().for_each(|slot| self.over(slot));
     }
 
@@ -209,7 +222,8 @@ impl Session {
 
     /// Whether everything is answered and sent, so that the socket can be closed.
     pub fn is_finished(&self) -> bool {
-        self.is_ending() && self.in_flight() == 0 && self.output.is_empty()
+        let all_sent = self.deaf || (self.output.is_empty() && !self.output.is_out());
+        self.is_ending() && self.in_flight() == 0 && all_sent
     }
 
     /// Requests between header and end of reply.
@@ -230,19 +244,19 @@ impl Session {
         Some(Job { slot, work })
     }
 
-    fn unread(&self) -> &[u8] {
-        self.staging.get(self.start..self.end).unwrap_or_default()
+    /// Gathers the next `count` bytes in `held`; `None` until they are all there.
+    fn gather(&mut self, rest: &mut &[u8], count: usize) -> Option<()> {
+        let missing = count.saturating_sub(self.held.len()).min(rest.len());
+        let (now, later) = rest.split_at(missing);
+        self.held.extend_from_slice(now);
+        *rest = later;
+        (self.held.len() >= count).then_some(())
     }
 
-    /// Takes `N` bytes off the front of what was received, when they are there.
-    fn take<const N: usize>(&mut self) -> Option<[u8; N]> {
-        let bytes = *self.unread().first_chunk()?;
-        self.start += N;
-        Some(bytes)
-    }
-
-    fn take_flags(&mut self) -> Option<()> {
-        let flags = u32::from_be_bytes(self.take()?);
+    fn take_flags(&mut self, rest: &mut &[u8]) -> Option<()> {
+        self.gather(rest, FLAGS_BYTES)?;
+        let flags = u32::from_be_bytes(*self.held.first_chunk()?);
+        self.held.clear();
         let (fixed, no_zeroes) = (
             u32::from(wire::FLAG_FIXED_NEWSTYLE),
             u32::from(wire::FLAG_NO_ZEROES),
@@ -258,11 +272,12 @@ impl Session {
         Some(())
     }
 
-    fn take_option(&mut self) -> Option<()> {
+    fn take_option(&mut self, rest: &mut &[u8]) -> Option<()> {
         let Phase::Option(seen) = self.phase else {
             return None;
         };
-        let header: [u8; wire::OPTION_HEADER_BYTES] = *self.unread().first_chunk()?;
+        self.gather(rest, wire::OPTION_HEADER_BYTES)?;
+        let header: [u8; wire::OPTION_HEADER_BYTES] = *self.held.first_chunk()?;
         let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = header;
         let option = u32::from_be_bytes([i, j, k, l]);
         let length = u32::from_be_bytes([m, n, o, p]) as usize;
@@ -280,25 +295,28 @@ impl Session {
             self.end();
             return None;
         }
-        let data_start = self.start + wire::OPTION_HEADER_BYTES;
-        let data = self.staging.get(data_start..self.end)?.get(..length)?;
+        self.gather(rest, wire::OPTION_HEADER_BYTES + length)?;
+        let data = self.held.get(wire::OPTION_HEADER_BYTES..)?;
         let mut reply = Vec::new();
         let next = handshake::option(&self.export, &mut self.agreed, option, data, &mut reply);
-        self.start = data_start + length;
+        self.held.clear();
         self.output.push_bytes(reply);
         match next {
             Next::Option => self.phase = Phase::Option(seen + 1),
-            Next::Transmission => self.phase = Phase::Request,
+            Next::Transmission => {
+                self.held.shrink_to(wire::EXTENDED_REQUEST_BYTES);
+                self.phase = Phase::Request;
+            }
             Next::End => self.end(),
             Next::Drop => self.lost(),
         }
         Some(())
     }
 
-    /// `Some(None)`: moved on without a job.
-    fn take_request(&mut self, pool: &mut impl Buffers) -> Option<Option<Job>> {
+    fn take_request(&mut self, rest: &mut &[u8], pool: &mut impl Buffers) -> Option<()> {
         let style = self.agreed.style;
-        let Ok((header, size)) = Header::parse(self.unread(), style)? else {
+        self.gather(rest, Header::bytes(style))?;
+        let Ok(header) = Header::parse(&self.held, style)? else {
             self.lost();
             return None;
         };
@@ -317,21 +335,21 @@ impl Session {
         {
             return None;
         }
-        self.start += size;
+        self.held.clear();
         let slot = self.begin(header);
         match header.check(&self.export, self.agreed) {
             Ok(()) if payload > 0 => {
-                let data = pool.take(usize::try_from(payload).unwrap_or_default());
+                let data = Some(pool.take(usize::try_from(payload).unwrap_or_default()));
                 self.phase = Phase::Payload {
                     slot,
                     data,
                     filled: 0,
                 };
-                Some(None)
             }
             Ok(()) => {
                 self.unfinished.push_front(slot);
-                Some(self.go_on())
+                let job = self.go_on();
+                self.jobs.extend(job);
             }
             Err(errno) => {
                 self.phase = Phase::Discard {
@@ -339,48 +357,41 @@ impl Session {
                     left: payload,
                     errno,
                 };
-                Some(None)
             }
         }
+        Some(())
     }
 
-    fn take_payload(&mut self) -> Option<Job> {
+    fn take_payload(&mut self, rest: &mut &[u8]) -> Option<()> {
         let Phase::Payload { slot, data, filled } = &mut self.phase else {
             return None;
         };
-        let staged = self.staging.get(self.start..self.end).unwrap_or_default();
-        let wanted = data.as_mut_slice().get_mut(*filled..).unwrap_or_default();
-        let count = staged.len().min(wanted.len());
-        let (into, from) = (wanted.split_at_mut(count).0, staged.split_at(count).0);
-        into.copy_from_slice(from);
-        self.start += count;
+        let buffer = data.as_mut()?;
+        let wanted = buffer.as_mut_slice().get_mut(*filled..).unwrap_or_default();
+        let count = rest.len().min(wanted.len());
+        let (now, later) = rest.split_at(count);
+        wanted.split_at_mut(count).0.copy_from_slice(now);
+        *rest = later;
         *filled += count;
-        if *filled < data.len() {
+        if *filled < buffer.len() {
             return None;
         }
-        let slot = *slot;
-        let Phase::Payload { data, .. } = std::mem::replace(&mut self.phase, Phase::Request) else {
-            return None;
-        };
+        let (slot, data) = (*slot, data.take()?);
+        self.phase = Phase::Request;
         let header = self.request(slot)?.header;
         let fua = header.has(wire::CMD_FLAG_FUA);
-        Some(Job {
-            slot,
-            work: Work::Write {
-                offset: header.offset,
-                data,
-                fua,
-            },
-        })
+        let offset = header.offset;
+        let work = Work::Write { offset, data, fua };
+        self.jobs.push_back(Job { slot, work });
+        Some(())
     }
 
-    fn take_discarded(&mut self) -> Option<()> {
+    fn take_discarded(&mut self, rest: &mut &[u8]) -> Option<()> {
         let Phase::Discard { slot, left, errno } = &mut self.phase else {
             return None;
         };
-        let staged = self.end - self.start;
-        let count = usize::try_from(*left).map_or(staged, |left| staged.min(left));
-        self.start += count;
+        let count = usize::try_from(*left).map_or(rest.len(), |left| rest.len().min(left));
+        *rest = rest.split_at(count).1;
         *left -= count as u64;
         if *left > 0 {
             return None;
@@ -401,7 +412,11 @@ impl Session {
         if let Some(place) = self.requests.get_mut(slot.0 as usize) {
             // What has a payload is one job, whose data comes later.
             let worked = header.payload_bytes;
-            *place = Some(Request { header, worked });
+            *place = Some(Request {
+                header,
+                worked,
+                answered: false,
+            });
         }
         slot
     }
@@ -420,8 +435,8 @@ impl Session {
 }
 
 impl FrontEnd for Session {
-    fn next_job(&mut self, buffers: &mut impl Buffers) -> Option<Job> {
-        self.next_job(buffers)
+    fn next_job(&mut self, _: &mut impl Buffers) -> Option<Job> {
+        self.next_job()
     }
 
     fn answer(&mut self, slot: Slot, answer: Answer, _: &mut impl Buffers) {

@@ -9,6 +9,7 @@ mod requests;
 use super::*;
 use crate::frontend::{Answer, BlockRun, Errno, Failure, Job, Slot, Work};
 use block::{Buffer, BufferPool};
+use uring::Piece;
 
 const SIZE: u64 = 1 << 20;
 
@@ -20,6 +21,8 @@ struct Wire {
     chunk: usize,
     /// Whether the client reads.
     reads: bool,
+    /// Whether the next bytes may come by the buffer of a long payload.
+    lends: bool,
 }
 
 impl Wire {
@@ -35,6 +38,7 @@ impl Wire {
             pool: BufferPool::new(1 << 20),
             chunk: usize::MAX,
             reads: true,
+            lends: false,
         }
     }
 
@@ -76,16 +80,25 @@ impl Wire {
     fn offer(&mut self, mut bytes: &[u8], jobs: &mut Vec<Done>) -> usize {
         let offered = bytes.len();
         while !bytes.is_empty() {
-            let into = self.session.receive_into();
-            let count = into.len().min(bytes.len()).min(self.chunk);
-            if count == 0 {
+            // Every other time by the buffer of a long payload.
+            self.lends = !self.lends;
+            let lends = self.lends;
+            let lent = lends.then(|| self.session.lend_payload()).flatten();
+            let taken = if let Some((mut buffer, filled)) = lent {
+                let place = &mut buffer.as_mut_slice()[filled..];
+                let count = place.len().min(bytes.len()).min(self.chunk);
+                place[..count].copy_from_slice(&bytes[..count]);
+                let filled = filled + count;
+                self.session.payload_back(buffer, filled, &mut self.pool);
+                count
+            } else {
+                let (now, _) = bytes.split_at(bytes.len().min(self.chunk));
+                self.session.receive(now, &mut self.pool)
+            };
+            bytes = &bytes[taken..];
+            jobs.extend(std::iter::from_fn(|| self.session.next_job()).map(Done::of));
+            if taken == 0 {
                 break;
-            }
-            into[..count].copy_from_slice(&bytes[..count]);
-            self.session.received(count);
-            bytes = &bytes[count..];
-            while let Some(job) = self.session.next_job(&mut self.pool) {
-                jobs.push(Done::of(job));
             }
         }
         offered - bytes.len()
@@ -94,8 +107,10 @@ impl Wire {
     /// Everything the server has to say now.
     fn read(&mut self) -> Vec<u8> {
         assert!(self.reads);
-        let bytes: Vec<u8> = self.session.output().flatten().copied().collect();
-        self.session.sent(bytes.len(), &mut self.pool);
+        let pieces = self.session.take_output();
+        let bytes = pieces.iter().flat_map(Piece::parts).flatten().copied();
+        let bytes = bytes.collect();
+        self.session.sent(pieces, &mut self.pool);
         bytes
     }
 }

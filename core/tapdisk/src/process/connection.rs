@@ -1,78 +1,116 @@
-//! One NBD client: its socket and its session.
+//! One NBD client: its stream and its session.
 
-use super::reactor::Interest;
+use super::reactor::{Key, Reactor, StreamEvent, StreamId};
 use crate::frontend::{Answer, Buffers, Job, Slot};
 use crate::nbd::{Export, Session};
-use rustix::io::Errno;
-use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, Shutdown, recv, sendmsg, shutdown};
-use std::io::IoSlice;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::io;
+use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 /// How long a client may take over its handshake.
 const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
 
-/// Parts handed to one send.
-const PARTS_MAX: usize = 64;
-
-/// Receives of one client before others have their turn.
-const RECEIVES_MAX: usize = 32;
-
 /// One client.
 #[derive(Debug)]
 pub(super) struct Connection {
-    socket: OwnedFd,
+    stream: StreamId,
     session: Session,
     since: Instant,
-    /// Cleared when the socket had no more, set when it has again.
-    readable: bool,
-    writable: bool,
+    /// Pieces are with the ring.
+    sending: bool,
+    /// The session took not everything that came, for want of answers.
+    held: bool,
 }
 
 impl Connection {
-    pub(super) fn new(socket: OwnedFd, export: Export) -> Self {
-        let session = Session::new(export);
-        Self {
-            socket,
-            session,
+    /// Takes a client's socket over.
+    pub(super) fn new(
+        reactor: &mut Reactor,
+        key: Key,
+        socket: OwnedFd,
+        export: Export,
+    ) -> io::Result<Self> {
+        Ok(Self {
+            stream: reactor.add_stream(key, socket)?,
+            session: Session::new(export),
             since: Instant::now(),
-            readable: true,
-            writable: true,
-        }
+            sending: false,
+            held: false,
+        })
     }
 
-    pub(super) fn ready(&mut self, interest: Interest) {
-        self.readable |= interest.read;
-        self.writable |= interest.write;
-    }
-
-    /// What the socket must become before [`Connection::pump`] has work again.
-    pub(super) fn interest(&mut self) -> Interest {
-        let wants_input = !self.session.receive_into().is_empty();
-        Interest {
-            read: wants_input && !self.readable,
-            write: self.session.has_output() && !self.writable,
-        }
-    }
-
-    /// Moves bytes in both directions until the socket or the session has no more, and adds the
-    /// jobs that came of it. `true` when it stopped for the sake of others and has more to do.
-    pub(super) fn pump(&mut self, buffers: &mut impl Buffers, jobs: &mut Vec<Job>) -> bool {
-        for _ in 0..RECEIVES_MAX {
-            self.send(buffers);
-            while let Some(job) = self.session.next_job(buffers) {
-                jobs.push(job);
+    /// Takes in what happened on the stream, and adds the jobs that came of it.
+    pub(super) fn take_event(
+        &mut self,
+        event: StreamEvent,
+        reactor: &mut Reactor,
+        buffers: &mut impl Buffers,
+        jobs: &mut Vec<Job>,
+    ) {
+        match event {
+            StreamEvent::Input { .. } => {}
+            StreamEvent::Filled { buffer, filled, .. } => {
+                self.session.payload_back(buffer, filled, buffers);
             }
-            if !self.receive() {
-                self.send(buffers);
-                return false;
+            StreamEvent::Sent { pieces, .. } => {
+                self.sending = false;
+                self.session.sent(pieces, buffers);
+            }
+            StreamEvent::Ended { .. } => {
+                self.receive(reactor, buffers, jobs);
+                self.session.lost();
             }
         }
-        true
+        self.receive(reactor, buffers, jobs);
     }
 
-    pub(super) fn answer(&mut self, slot: Slot, answer: Answer) {
+    /// Lets the session have what came, and adds the jobs that came of it.
+    pub(super) fn receive(
+        &mut self,
+        reactor: &mut Reactor,
+        buffers: &mut impl Buffers,
+        jobs: &mut Vec<Job>,
+    ) {
+        self.held = loop {
+            let input = reactor.input(self.stream);
+            let (offered, taken) = (input.len(), self.session.receive(input, buffers));
+            reactor.consume(self.stream, taken);
+            if taken < offered {
+                break true;
+            }
+            if offered == 0 {
+                break false;
+            }
+        };
+        jobs.extend(std::iter::from_fn(|| self.session.next_job()));
+        if !self.held
+            && let Some((buffer, filled)) = self.session.lend_payload()
+        {
+            reactor.receive_into(self.stream, buffer, filled);
+        }
+    }
+
+    /// Sends what there is to say, in one go. To be called once a round, when all answers of the
+    /// round are there.
+    pub(super) fn send(&mut self, reactor: &mut Reactor) {
+        if !self.sending && self.session.has_output() {
+            self.sending = true;
+            // Whoever waits for the end of this send alone would sleep through a quiet one.
+            let wake = self.held || self.session.is_ending();
+            reactor.send(self.stream, self.session.take_output(), wake);
+        }
+    }
+
+    /// Closes the stream, after what is said already.
+    pub(super) fn close(mut self, reactor: &mut Reactor) {
+        self.send(reactor);
+        reactor.remove_stream(self.stream);
+    }
+
+    /// Answers a job. A request that is larger than one job goes on with the next.
+    pub(super) fn answer(&mut self, slot: Slot, answer: Answer) -> Option<Job> {
         self.session.answer(slot, answer);
+        self.session.next_job()
     }
 
     pub(super) fn set_size(&mut self, size_bytes: u64) {
@@ -100,81 +138,60 @@ impl Connection {
     pub(super) fn is_finished(&self) -> bool {
         self.session.is_finished()
     }
-
-    /// Whether something moved.
-    fn receive(&mut self) -> bool {
-        let into = self.session.receive_into();
-        if !self.readable || into.is_empty() {
-            return false;
-        }
-        match recv(&self.socket, into, RecvFlags::DONTWAIT) {
-            Ok((_, 0)) => self.session.lost(),
-            Ok((_, count)) => self.session.received(count),
-            Err(Errno::AGAIN) => self.readable = false,
-            Err(Errno::INTR) => {}
-            Err(_) => self.session.lost(),
-        }
-        self.readable
-    }
-
-    fn send(&mut self, buffers: &mut impl Buffers) {
-        while self.writable && self.session.has_output() {
-            let parts: Vec<IoSlice<'_>> = self
-                .session
-                .output()
-                .take(PARTS_MAX)
-                .map(IoSlice::new)
-                .collect();
-            let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
-            match sendmsg(
-                &self.socket,
-                &parts,
-                &mut SendAncillaryBuffer::default(),
-                flags,
-            ) {
-                Ok(count) => self.session.sent(count, buffers),
-                Err(Errno::AGAIN) => self.writable = false,
-                Err(Errno::INTR) => {}
-                Err(_) => self.session.lost(),
-            }
-        }
-    }
-}
-
-impl AsFd for Connection {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.socket.as_fd()
-    }
-}
-
-impl Drop for Connection {
-    /// Whoever else holds the socket (a poll that is still armed) must not keep it open.
-    fn drop(&mut self) {
-        let _ = shutdown(&self.socket, Shutdown::Both);
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::process::reactor::{Events, Keys};
     use block::BufferPool;
+    use std::io::Write;
     use std::os::unix::net::UnixStream;
 
-    fn connected() -> (Connection, UnixStream) {
-        let (server, client) = UnixStream::pair().unwrap();
+    struct Bench {
+        reactor: Reactor,
+        connection: Connection,
+        pool: BufferPool,
+        peer: UnixStream,
+    }
+
+    fn connected() -> Bench {
+        let (server, peer) = UnixStream::pair().unwrap();
+        peer.set_read_timeout(Some(Duration::from_secs(20)))
+            .unwrap();
         let export = Export {
             name: "d".to_owned(),
             size_bytes: 1 << 20,
             read_only: false,
         };
-        (Connection::new(server.into(), export), client)
+        let mut reactor = Reactor::new().unwrap();
+        let key = Keys::default().next();
+        Bench {
+            connection: Connection::new(&mut reactor, key, server.into(), export).unwrap(),
+            reactor,
+            pool: BufferPool::new(0),
+            peer,
+        }
+    }
+
+    impl Bench {
+        fn round(&mut self) -> Vec<Job> {
+            let (mut events, mut jobs) = (Events::default(), Vec::new());
+            self.connection.send(&mut self.reactor);
+            let patience = Some(Duration::from_secs(20));
+            self.reactor.wait(patience, &mut events).unwrap();
+            for event in events.streams {
+                self.connection
+                    .take_event(event, &mut self.reactor, &mut self.pool, &mut jobs);
+            }
+            jobs
+        }
     }
 
     #[test]
     fn a_client_that_does_not_finish_its_handshake_is_overdue_after_ten_seconds() {
-        let (mut connection, _client) = connected();
-        let mut pool = BufferPool::new(0);
-        connection.pump(&mut pool, &mut Vec::new());
+        let mut bench = connected();
+        let connection = &mut bench.connection;
         let start = connection.since;
         assert!(!connection.is_overdue(start + Duration::from_secs(10)));
         assert!(connection.is_overdue(start + Duration::from_millis(10_001)));
@@ -183,35 +200,24 @@ mod tests {
     }
 
     #[test]
-    fn a_socket_that_is_quiet_is_waited_for_and_not_polled() {
-        let (mut connection, client) = connected();
-        let mut pool = BufferPool::new(0);
-        assert!(!connection.pump(&mut pool, &mut Vec::new()));
-        assert_eq!(
-            connection.interest(),
-            Interest {
-                read: true,
-                write: false
-            }
-        );
-        drop(client);
-        connection.ready(Interest {
-            read: true,
-            write: true,
-        });
-        connection.pump(&mut pool, &mut Vec::new());
-        assert!(connection.is_finished(), "the client left");
-        assert_eq!(connection.interest(), Interest::default());
-    }
-
-    #[test]
-    fn closing_reaches_the_client_even_if_another_descriptor_holds_the_socket() {
-        let (connection, client) = connected();
-        let _held = connection.as_fd().try_clone_to_owned().unwrap();
-        drop(connection);
-        client
-            .set_read_timeout(Some(Duration::from_secs(20)))
-            .unwrap();
-        assert_eq!(std::io::Read::read(&mut &client, &mut [0; 8]).unwrap(), 0);
+    fn a_client_that_leaves_is_finished_and_its_last_requests_are_taken() {
+        let mut bench = connected();
+        // Flags, EXPORT_NAME "", a flush.
+        let script = [
+            &3_u32.to_be_bytes()[..],
+            b"IHAVEOPT\0\0\0\x01\0\0\0\0",
+            &[0x25, 0x60, 0x95, 0x13, 0, 0, 0, 3],
+            &[0; 20],
+        ];
+        bench.peer.write_all(&script.concat()).unwrap();
+        bench.peer.shutdown(std::net::Shutdown::Write).unwrap();
+        let mut jobs = Vec::new();
+        while !bench.connection.session.is_ending() {
+            jobs.extend(bench.round());
+        }
+        let slot = jobs.pop().expect("the flush").slot;
+        assert!(jobs.is_empty() && !bench.connection.is_finished());
+        assert!(bench.connection.answer(slot, Answer::Done).is_none());
+        assert!(bench.connection.is_finished());
     }
 }

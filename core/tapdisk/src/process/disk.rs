@@ -2,7 +2,7 @@
 
 use super::connection::Connection;
 use super::listener::Listener;
-use super::reactor::{Key, Keys, Reactor};
+use super::reactor::{Key, Keys, Reactor, StreamEvent};
 use super::vhost::Vhost;
 use crate::engine::{self, Done, Engine, Finished, LiveOp, Request, Ticket};
 use crate::frontend::{Answer, BlockRun, Buffers, Errno, Failure, Job, Slot, Work};
@@ -17,8 +17,11 @@ use units::DpId;
 /// Clients of one disk; QEMU needs one, copies a few.
 const CLIENTS_MAX: usize = 16;
 
-/// Rounds of one disk before others have their turn.
+/// Rounds of a vhost-user front end before others have their turn.
 const ROUNDS_MAX: usize = 8;
+
+/// Requests of one disk that are answered before others have their turn.
+const FINISHED_MAX: usize = 1024;
 
 /// Most runs asked of the engine for one block status.
 const RUNS_MAX: u32 = 4096;
@@ -197,9 +200,11 @@ impl Disk {
 
     /// Drops every client, answered or not; returns their keys.
     pub(super) fn drop_clients(&mut self, reactor: &mut Reactor) -> Vec<Key> {
-        let mut keys: Vec<Key> = self.clients.keys().copied().collect();
-        keys.iter().for_each(|key| reactor.forget(*key));
-        self.clients.clear();
+        let mut keys = Vec::new();
+        for (key, client) in std::mem::take(&mut self.clients) {
+            client.close(reactor);
+            keys.push(key);
+        }
         keys.extend(self.vhost.drop_client(reactor));
         keys
     }
@@ -219,20 +224,36 @@ impl Disk {
         self.vhost.set_size(size_bytes);
     }
 
-    /// Something the disk waits for is there.
+    /// A client waits to be accepted.
     pub(super) fn ready(&mut self, key: Key, interest: super::reactor::Interest) {
         if self.vhost.ready(key, interest) {
             return;
         }
-        if let Some(client) = self.clients.get_mut(&key) {
-            client.ready(interest);
-        } else if let Some(served) = self.served.as_mut().filter(|served| served.key == key) {
+        if let Some(served) = self.served.as_mut().filter(|served| served.key == key) {
             served.listener.ready(interest);
         }
     }
 
+    /// Something happened on a client's stream.
+    pub(super) fn take_event(&mut self, key: Key, event: StreamEvent, reactor: &mut Reactor) {
+        let Some(client) = self.clients.get_mut(&key) else {
+            return;
+        };
+        let mut jobs = std::mem::take(&mut self.jobs);
+        client.take_event(event, reactor, &mut self.engine, &mut jobs);
+        for job in jobs.drain(..) {
+            self.submit(key, job);
+        }
+        self.jobs = jobs;
+    }
+
     /// Takes new clients; returns their keys.
-    pub(super) fn accept(&mut self, now: Instant, keys: &mut Keys) -> Vec<Key> {
+    pub(super) fn accept(
+        &mut self,
+        reactor: &mut Reactor,
+        now: Instant,
+        keys: &mut Keys,
+    ) -> Vec<Key> {
         let read_only = self.engine.access() == Access::ReadOnly;
         let size_bytes = self.engine.size_bytes();
         let mut fresh = self.vhost.accept(now, keys, (size_bytes, read_only));
@@ -248,8 +269,13 @@ impl Disk {
                 read_only,
             };
             let key = keys.next();
-            self.clients.insert(key, Connection::new(socket, export));
-            fresh.push(key);
+            match Connection::new(reactor, key, socket, export) {
+                Ok(client) => {
+                    self.clients.insert(key, client);
+                    fresh.push(key);
+                }
+                Err(e) => tracing::warn!(error = %e, "a client was turned away"),
+            }
         }
         fresh
     }
@@ -263,36 +289,34 @@ impl Disk {
         outcomes: &mut Vec<LiveOutcome>,
         gone: &mut Vec<Key>,
     ) -> bool {
-        let mut more = false;
-        for _ in 0..ROUNDS_MAX {
-            more = self.pump_clients();
-            let mut finished_any = false;
-            while let Some(finished) = self.engine.next_finished() {
-                finished_any = true;
-                self.finish(finished, outcomes);
-            }
-            while let Some(op) = self.engine.next_op() {
-                reactor.submit(op);
-            }
-            if !finished_any {
-                break;
-            }
-            more = true;
+        let mut left = FINISHED_MAX;
+        while left > 0
+            && let Some(finished) = self.engine.next_finished()
+        {
+            self.finish(finished, outcomes);
+            left -= 1;
         }
-        self.clients.retain(|key, client| {
+        while let Some(op) = self.engine.next_op() {
+            reactor.submit(op);
+        }
+        let mut any_gone = false;
+        for client in self.clients.values_mut() {
             if client.is_overdue(now) {
                 client.cut_off();
             }
-            let keep = !client.is_finished();
-            if !keep {
-                reactor.forget(*key);
-                gone.push(*key);
-                // Whoever waits to be accepted may have their place.
-                more = true;
+            any_gone |= client.is_finished();
+        }
+        if any_gone {
+            let finished = self
+                .clients
+                .extract_if(.., |_, client| client.is_finished());
+            for (key, client) in finished {
+                client.close(reactor);
+                gone.push(key);
             }
-            keep
-        });
-        more | self.work_vhost(reactor, now, outcomes, gone)
+        }
+        // Whoever waits to be accepted may have their place.
+        any_gone | (left == 0) | self.work_vhost(reactor, now, outcomes, gone)
     }
 
     /// Serves the vhost-user front end; returns as [`Disk::work`] does.
@@ -338,14 +362,17 @@ impl Disk {
         any || self.vhost.rest(now)
     }
 
+    /// Sends what there is to say to clients. The last thing before a wait.
+    pub(super) fn send(&mut self, reactor: &mut Reactor) {
+        for client in self.clients.values_mut() {
+            client.send(reactor);
+        }
+    }
+
     /// Says what the disk waits for, and when it must be looked at without an event.
     pub(super) fn watch(&mut self, reactor: &mut Reactor) -> std::io::Result<bool> {
         let mut by_clock = self.vhost.watch(reactor)?;
-        for (key, client) in &mut self.clients {
-            let interest = client.interest();
-            by_clock |= !client.is_greeted();
-            reactor.watch(*key, client, interest)?;
-        }
+        by_clock |= self.clients.values().any(|client| !client.is_greeted());
         if let Some(served) = &self.served
             && self.clients.len() < CLIENTS_MAX
         {
@@ -361,25 +388,7 @@ impl Disk {
         Ticket(self.last_ticket)
     }
 
-    fn pump_clients(&mut self) -> bool {
-        let mut more = false;
-        let mut jobs = std::mem::take(&mut self.jobs);
-        let keys: Vec<Key> = self.clients.keys().copied().collect();
-        for key in keys {
-            let Some(client) = self.clients.get_mut(&key) else {
-                continue;
-            };
-            more |= client.pump(&mut self.engine, &mut jobs);
-            for job in jobs.drain(..) {
-                more |= self.submit(key, job);
-            }
-        }
-        self.jobs = jobs;
-        more
-    }
-
-    /// `true` when the job is answered already, so that there is something to send.
-    fn submit(&mut self, client: Key, Job { slot, work }: Job) -> bool {
+    fn submit(&mut self, client: Key, Job { slot, work }: Job) {
         if let Work::WriteZeroes {
             offset,
             fast_bytes,
@@ -392,11 +401,10 @@ impl Disk {
             if let Some(client) = self.clients.get_mut(&client) {
                 client.answer(slot, Answer::Failed(not_fast()));
             }
-            return true;
+            return;
         }
         let ticket = self.ticket(Pending::Client { client, slot });
         self.engine.submit(ticket, request(work));
-        false
     }
 
     fn finish(&mut self, finished: Finished, outcomes: &mut Vec<LiveOutcome>) {
@@ -408,7 +416,11 @@ impl Disk {
             Some(Pending::Client { client, slot }) => {
                 let answer = answer(finished.result);
                 match (self.clients.get_mut(&client), answer) {
-                    (Some(client), answer) => client.answer(slot, answer),
+                    (Some(connection), answer) => {
+                        if let Some(job) = connection.answer(slot, answer) {
+                            self.submit(client, job);
+                        }
+                    }
                     (None, Answer::Data(buffer)) => self.engine.give_buffer(buffer),
                     (None, _) => {}
                 }

@@ -1,14 +1,15 @@
-//! What the process waits on: one ring with files and sockets.
+//! What the process waits on: one ring with files, streams and other sockets.
 //!
-//! It remembers what each socket is armed for, so that asking again every round costs nothing.
+//! It remembers what each watched socket is armed for, so that asking again every round costs
+//! nothing.
 
-use block::{BlockIo, Completion, FileId, Op};
+use block::{BlockIo, Buffer, Completion, FileId, Op};
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
-pub(super) use uring::Interest;
 use uring::Ring;
+pub(super) use uring::{Events, Interest, Piece, StreamEvent, StreamId};
 
 /// Names a socket; never used twice, so that a late event finds nobody.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -25,11 +26,11 @@ impl Keys {
     }
 }
 
-/// A socket that became ready.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Ready {
-    pub(super) key: Key,
-    pub(super) interest: Interest,
+impl Key {
+    /// The key in an event.
+    pub(super) fn of(token: u64) -> Self {
+        Self(token)
+    }
 }
 
 /// The ring, and the sockets that are watched.
@@ -37,8 +38,6 @@ pub(super) struct Ready {
 pub(super) struct Reactor {
     ring: Ring,
     armed: HashMap<Key, Interest>,
-    /// Kept for its memory.
-    events: Vec<uring::Ready>,
 }
 
 impl Reactor {
@@ -50,7 +49,6 @@ impl Reactor {
         Ok(Self {
             ring,
             armed: HashMap::new(),
-            events: Vec::new(),
         })
     }
 
@@ -89,21 +87,50 @@ impl Reactor {
         }
     }
 
+    /// Takes a connected socket over.
+    pub(super) fn add_stream(&mut self, key: Key, socket: OwnedFd) -> io::Result<StreamId> {
+        self.ring.add_stream(key.0, socket)
+    }
+
+    /// Closes a stream.
+    pub(super) fn remove_stream(&mut self, stream: StreamId) {
+        self.ring.remove_stream(stream);
+    }
+
+    /// What a stream brought and nobody consumed; see [`Ring::input`].
+    pub(super) fn input(&self, stream: StreamId) -> &[u8] {
+        self.ring.input(stream)
+    }
+
+    pub(super) fn consume(&mut self, stream: StreamId, count: usize) {
+        self.ring.consume(stream, count);
+    }
+
+    /// Lends a buffer; see [`Ring::receive_into`].
+    pub(super) fn receive_into(&mut self, stream: StreamId, buffer: Buffer, filled: usize) {
+        self.ring.receive_into(stream, buffer, filled);
+    }
+
+    /// Sends; see [`Ring::send`].
+    pub(super) fn send(&mut self, stream: StreamId, pieces: Vec<Piece>, wake: bool) {
+        self.ring.send(stream, pieces, wake);
+    }
+
+    /// Operations that are finished already; see [`Ring::take_done`].
+    pub(super) fn take_done(&mut self, done: &mut Vec<Completion>) {
+        self.ring.take_done(done);
+    }
+
     /// Starts what was submitted and waits for something to happen, `None` for ever.
     pub(super) fn wait(
         &mut self,
         timeout: Option<Duration>,
-        done: &mut Vec<Completion>,
-        ready: &mut Vec<Ready>,
+        events: &mut Events,
     ) -> io::Result<()> {
-        self.ring.wait(timeout, done, &mut self.events)?;
-        for event in self.events.drain(..) {
-            let key = Key(event.token);
-            self.armed.remove(&key);
-            ready.push(Ready {
-                key,
-                interest: event.interest,
-            });
+        self.ring.wait(timeout, events)?;
+        for ready in &events.ready {
+            // It stays known: its place in the ring is given up by `forget` only.
+            self.armed.insert(Key(ready.token), Interest::default());
         }
         Ok(())
     }

@@ -33,8 +33,16 @@ impl Bench {
         Self::run_as(None)
     }
 
+    /// Images on a file system that is in memory.
+    pub(crate) fn in_memory() -> Self {
+        Self::in_dir(tempfile::tempdir_in("/dev/shm").unwrap(), None)
+    }
+
     pub(crate) fn run_as(run_as: Option<(u32, u32)>) -> Self {
-        let dir = tempfile::tempdir().unwrap();
+        Self::in_dir(tempfile::tempdir().unwrap(), run_as)
+    }
+
+    fn in_dir(dir: tempfile::TempDir, run_as: Option<(u32, u32)>) -> Self {
         let supervisor = Supervisor::new(config(dir.path(), run_as));
         Self {
             dir,

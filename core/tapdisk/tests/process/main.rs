@@ -9,6 +9,7 @@ mod faults;
 mod guest;
 mod images;
 mod life;
+mod pipelines;
 mod serving;
 mod settings;
 mod snapshots;

@@ -121,15 +121,10 @@ fn a_status_of_more_than_4_gib_has_runs_of_more_than_4_gib() {
 /// Sends a request and lets its jobs work until it is answered; returns their ranges.
 fn pieces(wire: &mut Wire, script: &[u8]) -> Vec<(u64, u64)> {
     let mut ranges = Vec::new();
-    let mut bytes = script;
+    let taken = wire.session.receive(script, &mut wire.pool);
+    assert_eq!(taken, script.len());
     loop {
-        if !bytes.is_empty() {
-            let into = wire.session.receive_into();
-            into[..bytes.len()].copy_from_slice(bytes);
-            wire.session.received(bytes.len());
-            bytes = &[];
-        }
-        let Some(job) = wire.session.next_job(&mut wire.pool) else {
+        let Some(job) = wire.session.next_job() else {
             return ranges;
         };
         let (Work::Trim { offset, length, .. } | Work::WriteZeroes { offset, length, .. }) =
@@ -181,7 +176,7 @@ fn only_the_first_piece_of_a_fast_zero_asks_and_it_asks_about_everything() {
         ]
     );
     wire.session.answer(jobs[0].slot, Answer::Done);
-    let next = wire.session.next_job(&mut wire.pool).map(Done::of);
+    let next = wire.session.next_job().map(Done::of);
     assert_eq!(
         next.unwrap().what,
         "WriteZeroes { offset: 1073741824, length: 1073741824, fua: false, no_hole: false, fast_bytes: 0 }"
@@ -193,13 +188,13 @@ fn a_piece_that_fails_is_the_requests_end() {
     let mut wire = huge();
     let mut jobs = wire.send(&wide(0, 6, 1, 0, 9 << 30));
     wire.session.answer(jobs.remove(0).slot, Answer::Done);
-    let second = wire.session.next_job(&mut wire.pool).unwrap();
+    let second = wire.session.next_job().unwrap();
     let failed = Failure {
         errno: Errno::NoSpace,
         message: "full".to_owned(),
     };
     wire.session.answer(second.slot, Answer::Failed(failed));
-    assert!(wire.session.next_job(&mut wire.pool).is_none());
+    assert!(wire.session.next_job().is_none());
     let error = b"\0\0\0\x1c\0\x04full";
     assert_eq!(wire.read(), wide_chunk(1 << 15 | 1, 1, 0, error));
 }
@@ -210,9 +205,9 @@ fn a_client_that_leaves_between_pieces_leaves_nothing_behind() {
     let jobs = wire.send(&[wide(0, 6, 1, 0, 9 << 30), wide(0, 4, 2, 0, 9 << 30)].concat());
     wire.session.answer(jobs[0].slot, Answer::Done);
     wire.session.lost();
-    assert!(wire.session.next_job(&mut wire.pool).is_none());
+    assert!(wire.session.next_job().is_none());
     wire.session.answer(jobs[1].slot, Answer::Done);
-    assert!(wire.session.next_job(&mut wire.pool).is_none());
+    assert!(wire.session.next_job().is_none());
     assert!(wire.session.is_finished());
 }
 
@@ -221,7 +216,7 @@ fn a_disconnect_waits_for_the_last_piece() {
     let mut wire = huge();
     let jobs = wire.send(&[wide(0, 6, 1, 0, 2 << 30), wide(0, 2, 0, 0, 0)].concat());
     wire.session.answer(jobs[0].slot, Answer::Done);
-    let last = wire.session.next_job(&mut wire.pool).unwrap();
+    let last = wire.session.next_job().unwrap();
     wire.session.answer(last.slot, Answer::Done);
     assert!(!wire.session.is_finished());
     assert_eq!(wire.read(), wide_chunk(0, 1, 0, &[]));

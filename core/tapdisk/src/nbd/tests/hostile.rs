@@ -23,7 +23,9 @@ fn a_wrong_option_magic_ends_the_session() {
 fn requests_before_the_export_is_chosen_end_the_session() {
     let mut wire = Wire::new(false);
     wire.send(&3_u32.to_be_bytes());
-    assert_eq!(wire.send(&request(0, 0, 1, 0, 512)), []);
+    let mut jobs = Vec::new();
+    wire.offer(&request(0, 0, 1, 0, 512), &mut jobs);
+    assert_eq!(jobs, []);
     assert!(wire.session.is_finished());
 }
 
@@ -139,7 +141,7 @@ fn a_client_that_leaves_inside_a_payload_writes_nothing() {
         let script = [request(0, 1, 1, 0, 512), vec![1; sent]].concat();
         assert_eq!(wire.send(&script), []);
         wire.session.lost();
-        assert_eq!(wire.session.next_job(&mut wire.pool).map(Done::of), None);
+        assert_eq!(wire.session.next_job().map(Done::of), None);
         assert!(wire.session.is_finished(), "after {sent} bytes of payload");
     }
 }
@@ -170,17 +172,12 @@ fn a_client_that_does_not_read_is_held_at_the_limit() {
     for job in &jobs {
         wire.session.answer(job.slot, Answer::Done);
     }
-    assert_eq!(
-        wire.session.next_job(&mut wire.pool).map(Done::of),
-        None,
-        "unsent replies count"
-    );
+    let rest = &flood[taken..];
+    assert_eq!(wire.offer(rest, &mut jobs), 0, "unsent replies count");
     let expected: Vec<u8> = (0..128).flat_map(|n| simple_reply(0, n)).collect();
     assert_eq!(wire.read(), expected);
-    assert!(
-        wire.session.next_job(&mut wire.pool).is_some(),
-        "and it goes on"
-    );
+    assert!(wire.offer(rest, &mut jobs) > 0, "and it goes on");
+    assert_eq!(jobs.len(), 2 * IN_FLIGHT_MAX);
 }
 
 #[test]
@@ -207,7 +204,7 @@ fn large_requests_are_held_by_their_bytes() {
     wire.read();
     let mut jobs = Vec::new();
     let reads: Vec<u8> = (0..8).flat_map(|n| request(0, 0, n, 0, 32 << 20)).collect();
-    wire.offer(&reads, &mut jobs);
+    let taken = wire.offer(&reads, &mut jobs);
     assert_eq!(jobs.len(), 2, "64 MiB are two requests of 32 MiB");
     wire.session.answer(
         jobs[0].slot,
@@ -217,27 +214,44 @@ fn large_requests_are_held_by_their_bytes() {
         }),
     );
     wire.read();
-    assert!(
-        wire.session.next_job(&mut wire.pool).is_some(),
-        "and it goes on"
-    );
+    wire.offer(&reads[taken..], &mut jobs);
+    assert_eq!(jobs.len(), 3, "and it goes on");
 }
 
 #[test]
-fn sending_may_stop_at_any_byte() {
-    let mut wire = Wire::greeted(false, true);
-    let jobs = wire.send(&[request(0, 0, 1, 0, 512), request(0, 3, 2, 0, 0)].concat());
-    wire.session
-        .answer(jobs[0].slot, Answer::Data(filled(512, 9)));
-    wire.session.answer(jobs[1].slot, Answer::Done);
-    let whole: Vec<u8> = wire.session.output().flatten().copied().collect();
-    let mut dribbled: Vec<u8> = Vec::new();
-    while wire.session.has_output() {
-        dribbled.extend(wire.session.output().flatten().next());
-        wire.session.sent(1, &mut wire.pool);
+fn requests_are_over_when_their_replies_come_back_or_the_client_is_lost() {
+    for lost in [false, true] {
+        let mut wire = Wire::greeted(false, true);
+        let jobs = wire.send(&[request(0, 0, 1, 0, 512), request(0, 3, 2, 0, 0)].concat());
+        wire.session
+            .answer(jobs[0].slot, Answer::Data(filled(512, 9)));
+        let first = wire.session.take_output();
+        wire.session.answer(jobs[1].slot, Answer::Done);
+        assert_eq!((first.len(), wire.session.in_flight()), (1, 2));
+        if lost {
+            wire.session.lost();
+            assert!(wire.session.is_finished(), "nobody waits for the rest");
+        }
+        wire.session.sent(first, &mut wire.pool);
+        assert_eq!(wire.session.in_flight(), usize::from(!lost));
+        assert_eq!(wire.session.has_output(), !lost);
     }
-    assert_eq!(dribbled, whole);
-    assert_eq!(wire.session.in_flight(), 0);
+}
+
+#[test]
+fn a_long_payload_whose_client_leaves_gives_its_buffer_back_and_writes_nothing() {
+    let mut wire = Wire::greeted(false, false);
+    assert_eq!(wire.send(&request(0, 1, 1, 0, 512 << 10)), []);
+    let (buffer, filled) = wire.session.lend_payload().expect("a long payload");
+    assert_eq!((buffer.len(), filled), (512 << 10, 0));
+    assert!(wire.session.lend_payload().is_none(), "it is lent already");
+    assert_eq!(wire.session.receive(&[1; 10], &mut wire.pool), 0);
+    wire.session.payload_back(buffer, 1000, &mut wire.pool);
+    let (buffer, filled) = wire.session.lend_payload().expect("not full yet");
+    assert_eq!(filled, 1000);
+    wire.session.lost();
+    wire.session.payload_back(buffer, 512 << 10, &mut wire.pool);
+    assert!(wire.session.next_job().is_none() && wire.session.is_finished());
 }
 
 proptest! {
