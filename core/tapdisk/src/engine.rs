@@ -26,6 +26,7 @@
 //! Not here: sockets, protocols, opening files, deciding what to do about an error.
 
 mod cache;
+mod cbt;
 mod flush;
 mod intake;
 mod layer;
@@ -53,6 +54,7 @@ mod tests;
 mod write;
 mod zero;
 
+pub use cbt::{LogSpec, LogState};
 pub use layer::{LayerImage, LayerSpec};
 pub use pause::Paused;
 pub use relink::Relink;
@@ -128,6 +130,9 @@ pub struct Engine {
     stats: stats::Stats,
     throttle: limits::Throttle,
     pause: pause::Pause,
+    log: Option<Box<cbt::Log>>,
+    /// The log that a snapshot switch hands over to.
+    staged_log: Option<Box<cbt::Log>>,
     /// Scratch of `resolve`, kept for its memory.
     pieces: Vec<Piece>,
     zeros: Option<block::SharedBuffer>,
@@ -184,6 +189,8 @@ impl Engine {
             stats: stats::Stats::default(),
             throttle: limits::Throttle::default(),
             pause: pause::Pause::default(),
+            log: None,
+            staged_log: None,
             pieces: Vec::new(),
             zeros: None,
         })
@@ -286,6 +293,7 @@ impl Engine {
     /// The next operation to be performed, if any. Drain it after each `submit` and `complete`.
     pub fn next_op(&mut self) -> Option<Op> {
         if self.outbox.is_empty() {
+            self.start_due_log_sync();
             self.start_due_flush();
         }
         self.outbox.pop_front()

@@ -12,6 +12,9 @@
 //! durable bit has durable data behind it and a durable BAT entry a durable bitmap, and a crash in
 //! between leaves the state of the last flush. With nothing dirty there is one barrier.
 //!
+//! Changes that are logged (see `cbt.rs`) are marked durably by the end of barrier A; the log is
+//! another file, whose barrier runs beside it.
+//!
 //! Who comes while a flush runs waits for the next one. A flush starts when the loop asks for
 //! operations and there are no others, so all who came in one turn share it: requests to flush,
 //! writes with FUA, and in write-through mode every change. A barrier that fails poisons the disk.
@@ -34,6 +37,8 @@ enum Phase {
     Idle,
     Fresh,
     BarrierA,
+    /// Barrier A is through, the log of changed blocks is not.
+    Log,
     Table,
     BarrierB,
 }
@@ -53,6 +58,8 @@ pub(super) struct Flush {
     blocks: Vec<u32>,
     old_bitmaps: Vec<(u64, SharedBuffer)>,
     pending: u32,
+    /// The sync of the log that the table must not get ahead of.
+    log_sync: u64,
     error: Option<Error>,
 }
 
@@ -97,7 +104,8 @@ impl Engine {
 
     /// A flush would end at once: all is durable, or nothing will ever be.
     fn nothing_to_flush(&self) -> bool {
-        self.flush.dirty.is_empty() && !self.flush.volatile || self.poisoned.is_some()
+        let clean = self.flush.dirty.is_empty() && !self.flush.volatile && !self.log_is_behind();
+        clean || self.poisoned.is_some()
     }
 
     /// Starts the flush that somebody waits for, if none is under way.
@@ -115,7 +123,9 @@ impl Engine {
             return self.end_flush(Some(error));
         }
         self.flush.blocks = std::mem::take(&mut self.flush.dirty);
-        if self.flush.blocks.is_empty() && !self.flush.volatile {
+        let log_behind = self.log_is_behind();
+        self.flush.log_sync = self.sync_log();
+        if self.flush.blocks.is_empty() && !self.flush.volatile && !log_behind {
             return self.end_flush(None);
         }
         self.flush.phase = Phase::Fresh;
@@ -173,10 +183,23 @@ impl Engine {
             self.poison(&error);
             return self.end_flush(Some(error.into()));
         }
-        if self.flush.phase == Phase::BarrierA && !self.flush.blocks.is_empty() {
-            self.write_table();
+        if self.flush.phase == Phase::BarrierA {
+            self.flush.phase = Phase::Log;
+            self.flush_log_synced();
         } else {
             self.end_flush(None);
+        }
+    }
+
+    /// Goes on after barrier A once the log is durable as well, usually at once.
+    pub(super) fn flush_log_synced(&mut self) {
+        if self.flush.phase != Phase::Log || !self.log_is_synced(self.flush.log_sync) {
+            return;
+        }
+        if self.flush.blocks.is_empty() {
+            self.end_flush(None);
+        } else {
+            self.write_table();
         }
     }
 

@@ -1,7 +1,9 @@
-//! Operations on the whole disk while it is in use: freeze, snapshot switch, resize, close.
+//! Operations on the whole disk while it is in use: freeze, snapshot switch, resize, close, and
+//! begin and end of a log of changed blocks.
 //!
 //! ```text
-//!  Draining ──> Flushing ──> Steps ──> done
+//!  Draining ──> Flushing ──> Steps ──> Behind ──> done
+//!     │            │           │         └ the log that is done with says that it is consistent
 //!     │            │           └ footers and batmap of the leaf, one after the other
 //!     │            └ as any flush
 //!     └ until nothing is in flight; new requests are held back from the beginning
@@ -10,11 +12,12 @@
 //! it was, in use, with what it flushed flushed.
 
 use super::Engine;
+use super::cbt::Log;
 use super::layer::{Layer, check_new_leaf};
 use super::request::{Done, Error, ErrorKind, LiveOp, Ticket};
 use super::reserve::{Room, image_error};
 use super::state::{Active, Context, Kind};
-use block::{Action, Buffer};
+use block::{Action, Buffer, FileId};
 use datapath::protocol::Access;
 use std::collections::VecDeque;
 use vhd_rs::{Plan, Step};
@@ -27,6 +30,7 @@ enum Stage {
     Draining,
     Flushing,
     Steps,
+    Behind,
 }
 
 /// The live operation under way.
@@ -35,7 +39,9 @@ pub(super) struct Live {
     request: u32,
     pub(super) op: LiveOp,
     stage: Stage,
-    steps: VecDeque<Step>,
+    steps: VecDeque<(FileId, Step)>,
+    /// What is written when the operation is done; its failure changes nothing.
+    behind: VecDeque<(FileId, Step)>,
 }
 
 impl Engine {
@@ -44,6 +50,9 @@ impl Engine {
     /// closing and freezing.
     pub fn start(&mut self, ticket: Ticket, op: LiveOp) {
         if let Err(error) = self.check_live(&op) {
+            if self.live.is_none() {
+                self.staged_log = None;
+            }
             return self.answer(ticket, Err(error));
         }
         let closing = matches!(op, LiveOp::Close);
@@ -64,6 +73,7 @@ impl Engine {
             op,
             stage: Stage::Draining,
             steps: VecDeque::new(),
+            behind: VecDeque::new(),
         });
         if let Some(error) = failed {
             self.fail_kept(&error);
@@ -97,6 +107,9 @@ impl Engine {
                 ErrorKind::ReadOnly,
                 "the disk is open for reading only",
             ));
+        }
+        if matches!(op, LiveOp::CbtStart(_)) && self.log.is_some() {
+            return Err(Error::new(ErrorKind::Busy, "changes are logged already"));
         }
         if let LiveOp::SnapshotSwitch(spec) = op {
             check_new_leaf(spec, &self.map)?;
@@ -142,20 +155,46 @@ impl Engine {
 
     /// The flush of a live operation ended.
     pub(super) fn live_flushed(&mut self, error: Option<Error>) {
-        let plan = match error {
-            None => self.plan_live(),
+        let planned = match error {
+            None => self.plan_logs().and_then(|()| self.plan_live()),
             Some(error) => Err(error),
         };
-        match plan {
+        match planned {
             Ok(plan) => {
+                let leaf = self.map.leaf().file;
                 if let Some(live) = &mut self.live {
                     live.stage = Stage::Steps;
-                    live.steps = plan.steps.into();
+                    let steps = plan.steps.into_iter();
+                    live.steps.extend(steps.map(|step| (leaf, step)));
                 }
                 self.next_live_step();
             }
             Err(error) => self.finish_live(Err(error)),
         }
+    }
+
+    /// What has to be written to logs, before the leaf is touched and when all is done.
+    fn plan_logs(&mut self) -> Result<(), Error> {
+        let size_bytes = self.size_bytes();
+        let Some(live) = &mut self.live else {
+            return Ok(());
+        };
+        if let LiveOp::CbtStart(_) = live.op
+            && let LiveOp::CbtStart(spec) = std::mem::replace(&mut live.op, LiveOp::CbtStop)
+        {
+            self.staged_log = Some(Box::new(Log::new(*spec, size_bytes)?));
+        }
+        let grown_to = match &live.op {
+            LiveOp::Resize { virtual_bytes } => Some(*virtual_bytes),
+            _ => None,
+        };
+        let ends = matches!(live.op, LiveOp::CbtStop | LiveOp::Close);
+        let [before, behind] = self.log_steps(grown_to, ends);
+        if let Some(live) = &mut self.live {
+            live.steps.extend(before);
+            live.behind.extend(behind);
+        }
+        Ok(())
     }
 
     /// What has to be written to the leaf. Every block is committed and durable here.
@@ -165,6 +204,7 @@ impl Engine {
         };
         let resize_to = match &live.op {
             LiveOp::Resize { virtual_bytes } => Some(*virtual_bytes),
+            LiveOp::CbtStart(_) | LiveOp::CbtStop => return Ok(Plan::default()),
             LiveOp::SnapshotSwitch(_) | LiveOp::Close | LiveOp::Freeze => None,
         };
         let untouched = !self.touched;
@@ -190,21 +230,32 @@ impl Engine {
     }
 
     fn next_live_step(&mut self) {
-        let step = self.live.as_mut().and_then(|live| live.steps.pop_front());
-        match step {
-            Some(step) => self.emit_step(step, Context::Step),
-            None => {
-                let result = self.conclude_live();
-                self.finish_live(result);
-            }
+        let Some(live) = &mut self.live else { return };
+        if let Some((file, step)) = live.steps.pop_front() {
+            return self.emit_step(file, step, Context::Step);
         }
+        if live.stage == Stage::Steps {
+            live.stage = Stage::Behind;
+            live.steps = std::mem::take(&mut live.behind);
+            if let Err(error) = self.conclude_live() {
+                return self.finish_live(Err(error));
+            }
+            return self.next_live_step();
+        }
+        self.finish_live(Ok(()));
     }
 
     pub(super) fn step_done(&mut self, result: Result<(), block::Error>) {
         match result {
             Ok(()) => self.next_live_step(),
             Err(error) => {
-                if error.verb == block::Verb::Fdatasync {
+                let behind = |live: &Live| live.stage == Stage::Behind;
+                if self.live.as_ref().is_some_and(behind) {
+                    // The log keeps its flag clear, or has it on bits that are all there.
+                    return self.finish_live(Ok(()));
+                }
+                let is_leaf = error.file == self.map.leaf().file;
+                if is_leaf && error.verb == block::Verb::Fdatasync {
                     self.poison(&error);
                 }
                 self.finish_live(Err(error.into()));
@@ -212,8 +263,8 @@ impl Engine {
         }
     }
 
-    /// Performs one step of a plan on the leaf's file; its completion comes with `context`.
-    pub(super) fn emit_step(&mut self, step: Step, context: Context) {
+    /// Performs one step of a plan; its completion comes with `context`.
+    pub(super) fn emit_step(&mut self, file: FileId, step: Step, context: Context) {
         let action = match step {
             Step::Write { offset, bytes } => Action::Write {
                 offset,
@@ -226,7 +277,7 @@ impl Engine {
                         offset: offset.saturating_add(now),
                         len: len - now,
                     };
-                    live.steps.push_front(rest);
+                    live.steps.push_front((file, rest));
                 }
                 Action::Write {
                     offset,
@@ -236,7 +287,6 @@ impl Engine {
             Step::SetSize { bytes } => Action::Truncate { size_bytes: bytes },
             Step::Flush => Action::Fdatasync,
         };
-        let file = self.map.leaf().file;
         self.emit(file, action, context);
     }
 
@@ -248,16 +298,24 @@ impl Engine {
         match std::mem::replace(&mut live.op, LiveOp::Freeze) {
             LiveOp::Freeze => {}
             LiveOp::Close => self.closed = true,
+            LiveOp::CbtStart(_) => {}
+            // Also the end of a start, which left its log here.
+            LiveOp::CbtStop => self.log = self.staged_log.take(),
             LiveOp::SnapshotSwitch(spec) => {
                 self.map.push(Layer::new(*spec)?);
                 self.touched = false;
                 self.flush.volatile = true;
+                if let Some(log) = self.staged_log.take() {
+                    self.log = Some(log);
+                }
             }
             LiveOp::Resize { .. } => {
                 let leaf = self.map.leaf_mut();
                 if let Some(sparse) = leaf.sparse() {
                     leaf.size_sectors = sparse.image.virtual_bytes() / units::SECTOR_BYTES;
                 }
+                let size_bytes = leaf.size_bytes();
+                self.log_grown(size_bytes);
             }
         }
         Ok(())
@@ -265,7 +323,8 @@ impl Engine {
 
     fn finish_live(&mut self, result: Result<(), Error>) {
         let Some(live) = self.live.take() else { return };
-        if live.stage == Stage::Steps {
+        self.staged_log = None;
+        if matches!(live.stage, Stage::Steps | Stage::Behind) {
             // Footers were written and the file cut off behind them, or something of that: the next
             // allocation makes room anew.
             let leaf = self.map.leaf_mut();

@@ -154,7 +154,8 @@ impl Engine {
             return;
         };
         if let Some(step) = relinking.steps.pop_front() {
-            return self.emit_step(step, Context::Relink);
+            let leaf = self.map.leaf().file;
+            return self.emit_step(leaf, step, Context::Relink);
         }
         let Some(Relinking {
             ticket, gone, into, ..

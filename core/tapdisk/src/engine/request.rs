@@ -113,6 +113,10 @@ pub enum LiveOp {
         /// The new size; at least the present one.
         virtual_bytes: u64,
     },
+    /// Begins to mark changes in a log of changed blocks; what was answered before is not in it.
+    CbtStart(Box<super::LogSpec>),
+    /// Ends that: the log is complete and durable.
+    CbtStop,
     /// Flushes, writes footers and batmap. Every later request fails with [`ErrorKind::Closed`].
     Close,
 }

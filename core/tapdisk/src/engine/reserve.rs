@@ -92,7 +92,8 @@ impl Engine {
     fn next_room_step(&mut self) {
         self.room.doing = self.room.steps.pop_front();
         if let Some(step) = self.room.doing.clone() {
-            self.emit_step(step, Context::Room);
+            let file = self.map.leaf().file;
+            self.emit_step(file, step, Context::Room);
             return;
         }
         self.room.file_bytes = self.room.next_bytes;

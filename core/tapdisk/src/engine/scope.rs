@@ -75,6 +75,7 @@ impl Engine {
         // They were good for the old one.
         let _ = self.set_limits(old.limits());
         self.set_policy(old.policy());
+        self.take_log(old);
     }
 
     /// Whether a live operation is under way or the disk is frozen.

@@ -114,6 +114,10 @@ pub(super) enum Context {
     FlushWrite,
     /// One of its barriers.
     FlushSync,
+    /// A page of the log of changed blocks.
+    LogWrite,
+    /// The barrier behind them.
+    LogSync,
     /// A step of a live operation.
     Step,
     /// A step that enters a new parent.
@@ -248,6 +252,13 @@ impl Engine {
                 self.flush_write_done(result);
             }
             Context::FlushSync => self.flush_sync_done(result),
+            Context::LogWrite => {
+                if let Payload::Written(data) = payload {
+                    self.recycle(data);
+                }
+                self.log_write_done(result);
+            }
+            Context::LogSync => self.log_sync_done(result),
             Context::Step => self.step_done(result),
             Context::Relink => self.relink_step_done(result),
         }

@@ -1,6 +1,7 @@
 //! The engine against independent models: on memory, under faults, and on real files. The package
 //! `xylem-crash` has the power cuts.
 
+mod cbt;
 mod facts;
 mod faults;
 mod files;

@@ -111,6 +111,9 @@ impl Engine {
                 return self.wait_for_room(part, end);
             }
         }
+        if self.log.is_some() && !self.note_change(part) {
+            return;
+        }
         let Some(data) = self.data_of(part) else {
             return;
         };

@@ -105,6 +105,9 @@ impl Engine {
         let Some(first) = first else {
             return self.part_done(part.request, Ok(()));
         };
+        if self.log.is_some() && !self.note_change(part) {
+            return;
+        }
         if !self.can_punch(first) {
             if clear {
                 self.change_bits(part, false);
