@@ -1,7 +1,7 @@
 //! Faults planted to see that a sweep finds them: in the carrier, which does not do what it says,
 //! and in the owner, who keeps the record at the wrong moment. The engine has no switch for this.
 
-use block::{Action, BlockIo, Completion, Op, SimDisk, Wait};
+use block::{Action, BlockIo, Completion, FileId, Op, SimDisk, Wait};
 use std::collections::VecDeque;
 use std::io;
 
@@ -30,11 +30,21 @@ pub enum Flaw {
     EarlyDelete,
     /// The owner: images that only snapshots stand on are taken for garbage.
     GreedyCollect,
+    /// The carrier: what is written to the target of a mirror where it was written before is lost.
+    LostRecopy,
+    /// The carrier: no barrier of the target of a mirror is done.
+    UnflushedTarget,
+    /// The owner: a move is on record before the mirror is in sync.
+    EarlyMove,
+    /// The owner: an image that was merged goes before its children are put on its parent.
+    EarlyCollect,
+    /// The owner: something is merged into a parent that others stand on or somebody reads.
+    SharedParent,
 }
 
 impl Flaw {
     /// All of them.
-    pub const ALL: [Flaw; 11] = [
+    pub const ALL: [Flaw; 16] = [
         Flaw::FirstBarrier,
         Flaw::SecondBarrier,
         Flaw::LateBitmaps,
@@ -46,6 +56,11 @@ impl Flaw {
         Flaw::UnsealedClone,
         Flaw::EarlyDelete,
         Flaw::GreedyCollect,
+        Flaw::LostRecopy,
+        Flaw::UnflushedTarget,
+        Flaw::EarlyMove,
+        Flaw::EarlyCollect,
+        Flaw::SharedParent,
     ];
 }
 
@@ -56,6 +71,9 @@ pub(crate) struct Carrier {
     flaw: Option<Flaw>,
     /// A disk is changing its leaf.
     pub(crate) switching: bool,
+    /// The file a mirror writes to, and where it did.
+    target: Option<FileId>,
+    copied: Vec<(u64, u64)>,
     /// Barriers of the flush under way, and writes, that were seen.
     barriers: u64,
     writes: u64,
@@ -72,11 +90,36 @@ impl Carrier {
             disk,
             flaw,
             switching: false,
+            target: None,
+            copied: Vec::new(),
             barriers: 0,
             writes: 0,
             late: VecDeque::new(),
             lies: Vec::new(),
         }
+    }
+
+    /// From now on a mirror writes to this file.
+    pub(crate) fn set_target(&mut self, target: Option<FileId>) {
+        self.target = target;
+        self.copied.clear();
+    }
+
+    /// Whether a write of data to the target lies on an earlier one.
+    fn is_recopy(&mut self, op: &Op) -> bool {
+        let Action::Write { offset, data } = &op.action else {
+            return false;
+        };
+        if Some(op.file) != self.target || data.len() <= 512 {
+            return false;
+        }
+        let (start, end) = (*offset, *offset + data.len() as u64);
+        let again = self
+            .copied
+            .iter()
+            .any(|(from, to)| start < *to && *from < end);
+        self.copied.push((start, end));
+        again
     }
 
     pub(crate) fn submit(&mut self, op: Op) {
@@ -95,6 +138,8 @@ impl Carrier {
             Flaw::SecondBarrier => is_barrier && self.barriers.is_multiple_of(2),
             Flaw::UnflushedSwitch => is_barrier && self.switching,
             Flaw::LostWrite(nth) => sector.is_some() && self.writes.is_multiple_of(nth),
+            Flaw::LostRecopy => self.is_recopy(&op),
+            Flaw::UnflushedTarget => is_barrier && Some(op.file) == self.target,
             _ => false,
         };
         if is_lie {

@@ -8,6 +8,7 @@ use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
+use xylem_crash::op::Op;
 use xylem_crash::workload::{SHORT_MAX, Workload};
 use xylem_crash::world::Effort;
 use xylem_crash::{kill, sweep};
@@ -90,6 +91,7 @@ fn sweep(args: &Args) -> Result<ExitCode> {
     let begun = Instant::now();
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let plan = sweep::Plan {
+        ops: Op::all().collect(),
         short_max: SHORT_MAX,
         effort: effort(args)?,
         states: args.states,

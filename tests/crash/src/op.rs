@@ -32,11 +32,17 @@ pub enum Op {
     Resize,
     /// Closes the disk and opens it again.
     Close,
+    /// Merges an image into its parent beside the guests of the disks above it.
+    Coalesce,
+    /// Merges the leaf of a disk in use into its parent.
+    LeafCoalesce,
+    /// Moves a disk in use to an image of its own.
+    Mirror,
 }
 
 impl Op {
     /// All of them with their names.
-    pub const ALL: [(Op, &str); 13] = [
+    pub const ALL: [(Op, &str); 16] = [
         (Op::WriteNew, "write-new"),
         (Op::WriteOld, "write-old"),
         (Op::WriteAcross, "write-across"),
@@ -50,7 +56,15 @@ impl Op {
         (Op::Delete, "delete"),
         (Op::Resize, "resize"),
         (Op::Close, "close"),
+        (Op::Coalesce, "coalesce"),
+        (Op::LeafCoalesce, "leaf-coalesce"),
+        (Op::Mirror, "mirror"),
     ];
+
+    /// All of them.
+    pub fn all() -> impl Iterator<Item = Op> {
+        Self::ALL.into_iter().map(|(op, _)| op)
+    }
 
     /// Its name.
     pub fn name(self) -> &'static str {
@@ -60,8 +74,9 @@ impl Op {
 
     /// Whether it is the owner of the tree who asks, and not the guest.
     pub fn is_of_owner(self) -> bool {
-        use Op::{Clone, Close, Delete, Resize, Snapshot};
-        matches!(self, Snapshot | Clone | Delete | Resize | Close)
+        use Op::{Clone, Close, Coalesce, Delete, LeafCoalesce, Mirror, Resize, Snapshot};
+        let alone = matches!(self, Snapshot | Clone | Delete | Resize | Close);
+        alone || matches!(self, Coalesce | LeafCoalesce | Mirror)
     }
 }
 

@@ -1,6 +1,7 @@
 //! Many workloads on many threads, each state judged once wherever it comes up.
 
 use crate::flaw::Flaw;
+use crate::op::Op;
 use crate::opinion;
 use crate::workload::{Workload, perform, short_workloads};
 use crate::world::{Effort, Left, Witness};
@@ -18,6 +19,8 @@ const SHARDS: usize = 64;
 /// What is tried.
 #[derive(Debug, Clone)]
 pub struct Plan {
+    /// Operations of the short workloads.
+    pub ops: Vec<Op>,
     /// Requests of the longest workload that is tried without exception.
     pub short_max: u32,
     /// Ways to crash in each turn.
@@ -163,7 +166,7 @@ pub fn replay(workload: &Workload, effort: Effort) -> Result<u64> {
 pub fn run(plan: &Plan, progress: &(dyn Fn(&Outcome) + Sync)) -> Result<Outcome> {
     let begun = Instant::now();
     let known = Known::new();
-    let short = short_workloads(plan.short_max);
+    let short = short_workloads(plan.short_max, &plan.ops);
     let (next, long) = (AtomicUsize::new(0), AtomicU64::new(0));
     let stop = AtomicBool::new(false);
     let outcome = Mutex::new(Outcome {

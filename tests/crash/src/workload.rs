@@ -81,14 +81,15 @@ impl FromStr for Workload {
     }
 }
 
-/// Every short workload up to so many operations, shortest first.
-pub fn short_workloads(max: u32) -> Vec<Workload> {
+/// Every short workload up to so many of these operations, shortest first.
+pub fn short_workloads(max: u32, ops: &[Op]) -> Vec<Workload> {
     let mut sequences = vec![Vec::new()];
     let mut all = Vec::new();
     for _ in 0..max {
-        let longer = |ops: &Vec<Op>| {
-            let ops = ops.clone();
-            Op::ALL.map(move |(op, _)| [ops.as_slice(), &[op]].concat())
+        let longer = |begun: &Vec<Op>| {
+            let begun = begun.clone();
+            ops.iter()
+                .map(move |op| [begun.as_slice(), &[*op]].concat())
         };
         sequences = sequences.iter().flat_map(longer).collect();
         for ops in &sequences {
@@ -139,10 +140,7 @@ fn long<W: Witness>(seed: u64, effort: Effort, flaw: Option<Flaw>, witness: W) {
     if seed % 8 == 5 {
         world.write_through();
     }
-    let (guests, owners): (Vec<Op>, Vec<Op>) = Op::ALL
-        .iter()
-        .map(|(op, _)| op)
-        .partition(|op| !op.is_of_owner());
+    let (guests, owners): (Vec<Op>, Vec<Op>) = Op::all().partition(|op| !op.is_of_owner());
     for _ in 0..BURSTS {
         for _ in 0..1 + world.rng().below(4) {
             let op = draw(&guests, world.rng());

@@ -13,6 +13,7 @@
 //! operations give the same turns and crashes again.
 
 mod cut;
+mod moves;
 mod owner;
 
 pub use cut::{Effort, Expected, Left, LeftChain, States, Witness};
@@ -21,13 +22,13 @@ use crate::flaw::Flaw;
 use crate::host::Host;
 use crate::op::Op;
 use block::{Buffer, FileId, Order, RamDisk, Rng, SimDisk};
-use cut::{Content, read_chain};
-use datapath::protocol::{Access, Format};
+use cut::{Content, known_to};
+use datapath::protocol::Format;
 use owner::{Act, Doing};
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use tapdisk::engine::testing::model::{Covered, Model, sectors_of};
-use tapdisk::engine::testing::rig::{BLOCK, Rig, SECTOR, child, dynamic, load_chain};
+use tapdisk::engine::testing::rig::{BLOCK, Rig, SECTOR, child, dynamic};
 use tapdisk::engine::{Request, Ticket};
 
 /// Blocks of the disk at first; its metadata has room for four times as many.
@@ -102,6 +103,14 @@ struct Kept {
     content: Content,
 }
 
+/// An image that is merged into its parent.
+#[derive(Debug, Clone, Copy)]
+struct Merging {
+    gone: u32,
+    /// Its children are being put on its parent: their headers say how far that is.
+    relinking: bool,
+}
+
 /// Disks, what runs on them, and what they may be after a crash.
 pub struct World<W> {
     host: Host,
@@ -115,6 +124,10 @@ pub struct World<W> {
     asked: VecDeque<Op>,
     acts: VecDeque<Act>,
     doing: Option<Doing>,
+    /// A disk that moves, and the chain it moves to.
+    moving: Option<(u16, Vec<u32>)>,
+    /// In the record: an image whose content goes into its parent.
+    merging: Option<Merging>,
     value: u64,
     rng: Rng,
     crashes: Rng,
@@ -199,6 +212,8 @@ impl<W: Witness> World<W> {
             asked: VecDeque::new(),
             acts: VecDeque::new(),
             doing: None,
+            moving: None,
+            merging: None,
             value: 1000,
             rng: Rng::new(seed),
             crashes: Rng::new(seed ^ 0xC4A5),
@@ -235,14 +250,8 @@ impl<W: Witness> World<W> {
             return;
         };
         let files = files_of(&self.nodes, &disk.chain);
-        let layers =
-            load_chain(self.host.io(), &files, Access::ReadWrite).expect("the images open");
-        let opened = self.host.open(tag, layers, self.write_through);
-        opened.expect("the chain opens");
-        let size = self
-            .host
-            .engine(tag)
-            .map_or(0, |engine| engine.size_bytes());
+        self.host.open(tag, &files, self.write_through);
+        let size = self.host.size_bytes(tag);
         disk.sizes = (size, size);
         disk.leaving = false;
     }
@@ -278,11 +287,7 @@ impl<W: Witness> World<W> {
         }
         let Some(tag) = self.pick() else { return };
         let shift = self.rng.below(3);
-        let end = self
-            .host
-            .engine(tag)
-            .map_or(0, |engine| engine.size_bytes())
-            / SECTOR;
+        let end = self.host.size_bytes(tag) / SECTOR;
         match op {
             Op::WriteNew => self.write(tag, 2 * 4096 + shift, 3, false),
             Op::WriteOld => self.write(tag, 1 + shift, 3, false),
@@ -408,25 +413,28 @@ impl<W: Witness> World<W> {
         self.asked.clear();
         self.acts.clear();
         self.doing = None;
+        self.moving = None;
         let mut disks = std::mem::take(&mut self.disks);
         for disk in disks.values_mut() {
             let chosen = self.rng.below(disk.record.len() as u64) as usize;
-            disk.chain = disk.record.swap_remove(chosen);
+            let chain = disk.record.swap_remove(chosen);
             disk.running.clear();
-            let files = files_of(&self.nodes, &disk.chain);
-            let content = read_chain(&left, &files, &disk.model);
-            let content = content.unwrap_or_else(|e| panic!("{self:?}: recovery: {e}"));
+            let found = self.read_any(&left, &chain, &known_to(&disk.model));
+            let (chain, content) = found.unwrap_or_else(|e| panic!("{self:?}: recovery: {e}"));
             self.judge_guest(&"the crash that counts", disk, &content);
             for (sector, value) in content.sectors {
                 disk.model.found(sector, value);
             }
+            disk.chain = chain;
         }
         let order = Order::Random(Rng::new(self.rng.next_u64()));
         self.host = Host::new(SimDisk::from_ram(&left, order), self.flaw);
         for (tag, disk) in disks {
             self.add_disk(tag, disk.chain, disk.model);
         }
+        self.find_parents(&left);
         self.drop_orphans();
+        self.merge_again();
         self.cut();
     }
 }

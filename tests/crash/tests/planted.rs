@@ -4,12 +4,26 @@
 use std::panic;
 use std::time::Duration;
 use xylem_crash::flaw::Flaw;
+use xylem_crash::op::Op;
 use xylem_crash::sweep;
 use xylem_crash::world::Effort;
 
 /// Sweeps until the first violation; what was found, and by how many workloads.
 fn found(flaw: Option<Flaw>) -> sweep::Outcome {
+    let ops = [
+        Op::WriteOld,
+        Op::WriteNew,
+        Op::WriteFua,
+        Op::Snapshot,
+        Op::Clone,
+        Op::Delete,
+        Op::Resize,
+        Op::Coalesce,
+        Op::LeafCoalesce,
+        Op::Mirror,
+    ];
     let plan = sweep::Plan {
+        ops: ops.to_vec(),
         short_max: 3,
         effort: Effort {
             exhaustive_max: 4,

@@ -22,6 +22,7 @@ const TINY: Effort = Effort {
 #[test]
 fn twenty_thousand_distinct_crashes_leave_legal_values() {
     let plan = sweep::Plan {
+        ops: Op::all().collect(),
         short_max: 2,
         effort: SMALL,
         states: 20_000,

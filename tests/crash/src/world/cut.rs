@@ -38,6 +38,8 @@ pub struct LeftChain<'a> {
     pub files: Vec<(FileId, Format)>,
     /// What it must read as.
     pub expected: Expected<'a>,
+    /// Its images are being put on other parents: the paths of one may be ahead of its header.
+    pub is_relinking: bool,
 }
 
 /// What a crash left, for a second opinion.
@@ -156,7 +158,7 @@ impl<W: super::Witness> World<W> {
         let state = hasher.finish();
         let is_new = self.witness.is_new(state);
         for disk in self.disks.values() {
-            let rules = (disk.model.fingerprint(), disk.sizes);
+            let rules = (disk.model.fingerprint(), disk.sizes, self.merging.is_some());
             for chain in &disk.record {
                 let mut hasher = DefaultHasher::new();
                 for number in chain {
@@ -164,9 +166,9 @@ impl<W: super::Witness> World<W> {
                 }
                 rules.hash(&mut hasher);
                 if self.witness.is_unjudged(hasher.finish()) {
-                    let content = read_chain(left, &files_of(&self.nodes, chain), &disk.model);
-                    let content =
-                        content.unwrap_or_else(|e| panic!("{self:?}: after {crash:?}: {e}"));
+                    let found = self.read_any(left, chain, &known_to(&disk.model));
+                    let (_, content) =
+                        found.unwrap_or_else(|e| panic!("{self:?}: after {crash:?}: {e}"));
                     self.judge_guest(crash, disk, &content);
                 }
             }
@@ -179,10 +181,11 @@ impl<W: super::Witness> World<W> {
             }
             (&kept.content.sectors, kept.content.size_bytes).hash(&mut hasher);
             if self.witness.is_unjudged(hasher.finish()) {
-                let files = files_of(&self.nodes, &chain);
-                let content = read_sectors(left, &files, kept.content.sectors.iter().map(|s| s.0));
-                let content =
-                    content.unwrap_or_else(|e| panic!("{self:?}: snapshot, {crash:?}: {e}"));
+                let sectors = kept.content.sectors.iter().map(|(sector, _)| *sector);
+                let sectors: Vec<u64> = sectors.collect();
+                let found = self.read_any(left, &chain, &sectors);
+                let (_, content) =
+                    found.unwrap_or_else(|e| panic!("{self:?}: snapshot, {crash:?}: {e}"));
                 self.judge_snapshot(crash, kept, &content);
             }
         }
@@ -192,19 +195,26 @@ impl<W: super::Witness> World<W> {
     }
 
     fn examine(&mut self, crash: &dyn fmt::Debug, state: u64, left: &RamDisk) {
-        let mut chains = Vec::new();
-        for disk in self.disks.values() {
-            for chain in &disk.record {
-                let (files, expected) =
-                    (files_of(&self.nodes, chain), Expected::Legal(&disk.model));
-                chains.push(LeftChain { files, expected });
-            }
-        }
-        for kept in &self.kept {
-            let files = files_of(&self.nodes, &self.ancestry(kept.image));
+        let of_disks = self.disks.values().flat_map(|disk| {
+            let expected = Expected::Legal(&disk.model);
+            disk.record
+                .iter()
+                .map(move |chain| (chain.clone(), expected))
+        });
+        let of_kept = self.kept.iter().map(|kept| {
             let expected = Expected::Exactly(&kept.content.sectors);
-            chains.push(LeftChain { files, expected });
-        }
+            (self.ancestry(kept.image), expected)
+        });
+        let fitting = of_disks.chain(of_kept).filter_map(|(chain, expected)| {
+            let (chain, _) = self.read_any(left, &chain, &[]).ok()?;
+            let files = files_of(&self.nodes, &chain);
+            Some(LeftChain {
+                files,
+                expected,
+                is_relinking: self.merging.is_some_and(|merging| merging.relinking),
+            })
+        });
+        let chains = fitting.collect();
         let seen = Left {
             state,
             disk: left,
@@ -213,6 +223,39 @@ impl<W: super::Witness> World<W> {
         if let Err(e) = self.witness.examine(&seen) {
             panic!("{self:?}: after {crash:?}: {e}");
         }
+    }
+
+    /// What a chain of the record may be in the files: while an image is taken out of chains, the
+    /// headers tell whether it still is in this one.
+    fn alternatives(&self, chain: &[u32]) -> Vec<Vec<u32>> {
+        let mut all = vec![chain.to_vec()];
+        if let Some(merging) = self.merging.filter(|merging| merging.relinking)
+            && chain.contains(&merging.gone)
+        {
+            let rest = chain
+                .iter()
+                .copied()
+                .filter(|number| *number != merging.gone);
+            all.push(rest.collect());
+        }
+        all
+    }
+
+    /// Opens a chain of the record as recovery does, and reads.
+    pub(super) fn read_any(
+        &self,
+        left: &RamDisk,
+        chain: &[u32],
+        sectors: &[u64],
+    ) -> Result<(Vec<u32>, Content), String> {
+        let mut refused = Vec::new();
+        for chain in self.alternatives(chain) {
+            match read_sectors(left, &files_of(&self.nodes, &chain), sectors) {
+                Ok(content) => return Ok((chain, content)),
+                Err(e) => refused.push(e),
+            }
+        }
+        Err(refused.join("; "))
     }
 
     pub(super) fn judge_guest(&self, crash: &dyn fmt::Debug, disk: &Disk, content: &Content) {
@@ -246,34 +289,30 @@ impl<W: super::Witness> World<W> {
     }
 }
 
-/// Recovery: opens what a crash left and reads every sector the model knows, and the ones beside.
-pub(super) fn read_chain(
-    disk: &RamDisk,
-    files: &[(FileId, Format)],
-    model: &Model,
-) -> Result<Content, String> {
-    let mut sectors: Vec<u64> = model
-        .touched()
+/// Every sector the model knows, and the ones beside.
+pub(super) fn known_to(model: &Model) -> Vec<u64> {
+    let touched = model.touched();
+    let mut sectors: Vec<u64> = touched
         .flat_map(|sector| sector.saturating_sub(1)..=sector + 1)
         .collect();
     sectors.sort_unstable();
     sectors.dedup();
-    read_sectors(disk, files, sectors.into_iter())
+    sectors
 }
 
-/// Sound metadata is what `Image::open` insists on: blocks inside the file, no overlaps.
-fn read_sectors(
+/// Recovery: opens what a crash left and reads. Sound metadata is what `Image::open` insists on:
+/// blocks inside the file, no overlaps.
+pub(super) fn read_sectors(
     disk: &RamDisk,
     files: &[(FileId, Format)],
-    sectors: impl Iterator<Item = u64>,
+    sectors: &[u64],
 ) -> Result<Content, String> {
     let layers = load_chain(disk, files, Access::ReadOnly).map_err(|e| format!("open: {e}"))?;
     let rig = Rig::with_layers(disk.clone(), layers, Access::ReadOnly);
     let mut rig = rig.map_err(|e| format!("chain: {e}"))?;
     let size_bytes = rig.engine.size_bytes();
-    let wanted: Vec<u64> = sectors
-        .filter(|sector| *sector < size_bytes / SECTOR)
-        .collect();
+    let inside = |sector: &u64| *sector < size_bytes / SECTOR;
+    let wanted: Vec<u64> = sectors.iter().copied().filter(inside).collect();
     let mut sectors = Vec::with_capacity(wanted.len());
     for run in wanted.chunk_by(|a, b| a + 1 == *b) {
         let first = run.first().copied().unwrap_or(0);

@@ -2,17 +2,18 @@
 //!
 //! Each operation is a row of acts, one after the other, with a turn and so a crash behind each.
 
-use super::cut::{Content, read_chain};
+use super::cut::{Content, known_to, read_sectors};
 use super::{Disk, Node, World, files_of};
 use crate::flaw::Flaw;
 use crate::op::Op;
 use crate::world::Witness;
-use block::{Action, Crash};
+use block::{Action, Crash, FileId};
 use datapath::protocol::Format;
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use tapdisk::engine::testing::model::{Covered, Model};
 use tapdisk::engine::testing::rig::{BLOCK, child, load};
 use tapdisk::engine::{LiveOp, Ticket};
+use vhd_rs::Step;
 
 /// Largest size a disk grows to; its metadata has room for so much.
 const SIZE_MAX: u64 = super::BLOCKS * BLOCK * 4;
@@ -39,7 +40,34 @@ pub(super) enum Act {
     /// The files of images that nothing needs go.
     Collect,
     /// The directory is made durable behind the last one that went.
-    Removed { file: block::FileId },
+    Removed { file: FileId },
+    /// Begins to mirror a disk to where it moves.
+    Mirror { disk: u16, to: To },
+    /// The mirror answers no flush any more that is not durable on both.
+    Prepare { disk: u16 },
+    /// The record says that the disk is where it moves to.
+    Record { disk: u16 },
+    /// The mirror takes the disk's place.
+    MoveOver { disk: u16 },
+    /// What an image holds is copied into its parent.
+    Merge { gone: u32 },
+    /// Its children are put on its parent.
+    Relink { gone: u32 },
+    /// The header of a sealed child is rewritten.
+    Rewrite { child: u32, parent: u32 },
+    /// A disk in use takes the image out of its chain.
+    RelinkDisk { disk: u16, gone: u32 },
+    /// All of them are.
+    Relinked { gone: u32 },
+}
+
+/// Where a disk moves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum To {
+    /// To an image of its own that holds everything.
+    New,
+    /// Into the parent of its leaf.
+    Parent,
 }
 
 /// The act under way.
@@ -49,6 +77,18 @@ pub(super) enum Doing {
     Live(u16, Ticket, Live),
     /// An operation on a file.
     File,
+    /// The steps of a plan on a file.
+    Steps(FileId, VecDeque<Step>),
+    /// A mirror, until it is in sync.
+    Mirror(u16),
+    /// A mirror that takes the disk's place.
+    MoveOver(u16),
+    /// A mirror on its way out.
+    End(u16),
+    /// A copy of an image into its parent.
+    Merge,
+    /// A relink of a disk.
+    Relink(Ticket),
 }
 
 /// What a live operation means once it is answered.
@@ -59,6 +99,22 @@ pub(super) enum Live {
     Close(Covered),
 }
 
+/// The acts of a disk that moves.
+fn move_to(disk: u16, to: To) -> [Act; 5] {
+    [
+        Act::Mirror { disk, to },
+        Act::Prepare { disk },
+        Act::Record { disk },
+        Act::MoveOver { disk },
+        Act::Collect,
+    ]
+}
+
+/// The acts of an image that is merged into its parent.
+pub(super) fn merge(gone: u32) -> [Act; 2] {
+    [Act::Merge { gone }, Act::Relink { gone }]
+}
+
 impl<W: Witness> World<W> {
     pub(super) fn is_owner_busy(&self) -> bool {
         self.doing.is_some() || !self.acts.is_empty() || !self.asked.is_empty()
@@ -66,25 +122,36 @@ impl<W: Witness> World<W> {
 
     /// Goes on with what the owner does, as far as it goes without a turn of the loop.
     pub(super) fn owner(&mut self) {
-        match self.doing.take() {
-            None => {}
-            Some(Doing::File) => match self.host.take_own() {
-                None => return self.doing = Some(Doing::File),
-                Some(result) => result.expect("a healthy disk"),
-            },
-            Some(Doing::Live(tag, ticket, live)) => match self.host.take(ticket) {
-                None => return self.doing = Some(Doing::Live(tag, ticket, live)),
-                Some(result) => {
-                    result.unwrap_or_else(|e| panic!("{self:?}: a healthy disk answers: {e}"));
-                    self.answered(tag, live);
-                }
-            },
+        if let Some(doing) = self.doing.take() {
+            self.doing = self.go_on(doing);
+            if self.doing.is_some() {
+                return;
+            }
         }
         if let Some(act) = self.acts.pop_front() {
             self.act(act);
         } else if let Some(op) = self.asked.pop_front() {
             self.plan(op);
         }
+    }
+
+    /// Looks whether the act under way is over; what is still to be waited for.
+    fn go_on(&mut self, doing: Doing) -> Option<Doing> {
+        match doing {
+            Doing::File => match self.host.take_own() {
+                None => return Some(Doing::File),
+                Some(result) => result.expect("a healthy disk"),
+            },
+            Doing::Live(tag, ticket, live) => match self.host.take(ticket) {
+                None => return Some(Doing::Live(tag, ticket, live)),
+                Some(result) => {
+                    result.unwrap_or_else(|e| panic!("{self:?}: a healthy disk answers: {e}"));
+                    self.answered(tag, live);
+                }
+            },
+            moving => return self.go_on_moving(moving),
+        }
+        None
     }
 
     fn plan(&mut self, op: Op) {
@@ -116,6 +183,12 @@ impl<W: Witness> World<W> {
             Op::Delete if !self.kept.is_empty() => &[Act::Unkeep, Act::Collect],
             Op::Resize => &[Act::Resize { disk }],
             Op::Close => &[Act::Close { disk }, Act::Open { disk }],
+            Op::Mirror => &move_to(disk, To::New),
+            Op::LeafCoalesce if self.has_parent_alone(disk) => &move_to(disk, To::Parent),
+            Op::Coalesce => {
+                let gone = self.mergeable(disk);
+                return self.acts.extend(gone.into_iter().flat_map(merge));
+            }
             _ => &[],
         };
         self.acts.extend(acts);
@@ -146,6 +219,7 @@ impl<W: Witness> World<W> {
                 self.host.own(file, Action::Fdatasync);
                 self.doing = Some(Doing::File);
             }
+            moving => self.act_moving(moving),
         }
     }
 
@@ -163,16 +237,10 @@ impl<W: Witness> World<W> {
         self.images
     }
 
-    fn size_of(&self, tag: u16) -> u64 {
-        self.host
-            .engine(tag)
-            .map_or(0, |engine| engine.size_bytes())
-    }
-
     /// From here until the answer both chains are the disk: the new leaf is empty.
     fn switch(&mut self, tag: u16) {
         let Some(leaf) = self.leaf(tag) else { return };
-        let image = self.new_image(leaf, self.size_of(tag));
+        let image = self.new_image(leaf, self.host.size_bytes(tag));
         let (Some(node), Some(disk)) = (self.nodes.get(&image), self.disks.get_mut(&tag)) else {
             return;
         };
@@ -185,7 +253,7 @@ impl<W: Witness> World<W> {
         self.live(tag, op, Live::Switch(covered, chain));
     }
 
-    fn leaf(&self, tag: u16) -> Option<u32> {
+    pub(super) fn leaf(&self, tag: u16) -> Option<u32> {
         self.disks.get(&tag)?.chain.first().copied()
     }
 
@@ -243,7 +311,7 @@ impl<W: Witness> World<W> {
         let all = self.host.io().crash(&Crash::Subset(u64::MAX));
         let nothing = Model::default();
         let model = self.disks.get(&tag).map_or(&nothing, |disk| &disk.model);
-        let content = read_chain(&all, &files_of(&self.nodes, chain), model);
+        let content = read_sectors(&all, &files_of(&self.nodes, chain), &known_to(model));
         content.unwrap_or_else(|e| panic!("{self:?}: sealed chain: {e}"))
     }
 
@@ -292,18 +360,19 @@ impl<W: Witness> World<W> {
     /// Removes one file, and comes again for the next. A file that went may come back until its
     /// directory is durable, which here is the file's own barrier.
     fn collect(&mut self) {
-        let Some(node) = self
-            .orphans()
-            .last()
-            .and_then(|number| self.nodes.remove(number))
-        else {
+        let Some(number) = self.orphans().last().copied() else {
             return;
         };
         self.acts.push_front(Act::Collect);
-        self.remove(node.file);
+        // A descriptor that is open keeps a file's content; here nothing does.
+        let file = self.nodes.get(&number).map(|node| node.file);
+        if let Some(file) = file.filter(|file| !self.host.is_read(*file)) {
+            self.nodes.remove(&number);
+            self.remove(file);
+        }
     }
 
-    fn remove(&mut self, file: block::FileId) {
+    pub(super) fn remove(&mut self, file: FileId) {
         self.host.own(file, Action::Truncate { size_bytes: 0 });
         self.doing = Some(Doing::File);
         self.acts.push_front(Act::Removed { file });
