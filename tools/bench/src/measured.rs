@@ -36,6 +36,8 @@ pub(crate) struct Measured {
     /// Those in which system calls were counted.
     pub(crate) counted: Vec<Round>,
     pub(crate) rss_bytes_max: BTreeMap<Kind, u64>,
+    /// Peers that failed, and why.
+    pub(crate) left_out: Vec<String>,
 }
 
 impl Measured {
@@ -46,6 +48,7 @@ impl Measured {
             rounds: Vec::new(),
             counted: Vec::new(),
             rss_bytes_max: BTreeMap::new(),
+            left_out: Vec::new(),
         }
     }
 

@@ -57,7 +57,7 @@ pub(crate) async fn bench(args: &Args) -> Result<()> {
     let measuring = Measuring {
         servers: &servers,
         vhd_util: &vhd_util,
-        effort: effort(args),
+        effort: Effort::new(args.quick, args.pairs, args.run_ms),
         tracer: Tracer::find().await,
         scratch: scratch.path(),
     };
@@ -213,20 +213,6 @@ fn wanted(args: &Args, effort: &Effort, rows: &Rows) -> Vec<Stage> {
         .filter(|stage| stage.serves(|id| rows.wants(id)))
         .filter(|stage| !rows.has(&stage.name()))
         .collect()
-}
-
-fn effort(args: &Args) -> Effort {
-    let (rounds, run_ms) = if args.quick { (2, 200) } else { (7, 1000) };
-    let rounds = args.pairs.unwrap_or(rounds).max(1);
-    Effort {
-        quick: args.quick,
-        rounds,
-        // In the quick run each has one way only.
-        heats: if args.quick { rounds } else { 2 },
-        counted: if args.quick { 1 } else { 3 },
-        repeats: if args.quick { 0 } else { rounds / 2 },
-        run_ms: args.run_ms.unwrap_or(run_ms).max(1),
-    }
 }
 
 impl<'a> Places<'a> {

@@ -115,6 +115,9 @@ pub(crate) fn context(measured: &Measured, disk: &str) -> String {
     for kind in measured.kinds() {
         text += &context_line(kind, measured);
     }
+    for peer in &measured.left_out {
+        text += &format!("  {peer}\n");
+    }
     text
 }
 
