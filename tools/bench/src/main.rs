@@ -64,6 +64,7 @@ mod stage;
 mod stats;
 mod table;
 mod trace;
+mod vhost;
 
 use anyhow::{Result, bail};
 use clap::Parser;

@@ -145,6 +145,19 @@ impl Ours {
         Ok(format!("nbd+unix:///{DISK}?socket={}", socket.display()))
     }
 
+    /// Serves the open disk over vhost-user; returns the socket.
+    ///
+    /// # Errors
+    /// Those of the process.
+    pub(crate) async fn serve_vhost_user(&self) -> Result<PathBuf> {
+        let socket = self.supervisor.nbd_socket(&format!("{}-v", self.name))?;
+        let (rid, listener) = (RequestId::random(), listen(&socket)?);
+        self.client
+            .serve_vhost_user(&rid, &disk()?, DISK, listener)
+            .await?;
+        Ok(socket)
+    }
+
     /// Puts an image that was made on top of the leaf there; returns when it was asked for and when
     /// it was done.
     ///

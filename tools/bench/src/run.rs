@@ -10,7 +10,7 @@ use crate::rows::Rows;
 use crate::server::Servers;
 use crate::stage::{Experiment, Stage};
 use crate::trace::Tracer;
-use crate::{Args, account, chains, check, images, memory, offline, snapshot, table};
+use crate::{Args, account, chains, check, images, memory, offline, snapshot, table, vhost};
 use anyhow::{Context, Result, bail};
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -169,6 +169,7 @@ async fn run_experiment(
     match experiment {
         Experiment::Chains => chains::measure_speed(with, dir, on).await,
         Experiment::OpenChain => chains::measure_open(with, dir, on).await,
+        Experiment::VhostUser => vhost::measure(with, dir, on).await,
         Experiment::Offline => offline::measure(with, dir, medium, on).await,
         Experiment::Snapshot => snapshot::measure(with, dir, on).await,
         Experiment::Memory => memory::measure(with, dir, on).await,

@@ -20,6 +20,8 @@ pub(crate) enum Experiment {
     Chains,
     /// P7.
     OpenChain,
+    /// P9.
+    VhostUser,
     /// P10, on files that nobody has open.
     Offline,
     /// P11.
@@ -31,9 +33,10 @@ pub(crate) enum Experiment {
 }
 
 impl Experiment {
-    const ALL: [(Self, &'static [Medium]); 6] = [
+    const ALL: [(Self, &'static [Medium]); 7] = [
         (Self::Chains, &[Medium::DiskDirect]),
         (Self::OpenChain, &[Medium::DiskDirect]),
+        (Self::VhostUser, &[Medium::DiskDirect]),
         (Self::Offline, &[Medium::DiskCached, Medium::Tmpfs]),
         (Self::Snapshot, &[Medium::DiskDirect, Medium::Tmpfs]),
         (Self::Memory, &[Medium::Tmpfs]),
@@ -43,6 +46,7 @@ impl Experiment {
     fn id(self) -> &'static str {
         match self {
             Self::Chains | Self::OpenChain => "P7",
+            Self::VhostUser => "P9",
             Self::Offline => "P10",
             Self::Snapshot => "P11",
             Self::Memory => "P13",
@@ -54,6 +58,7 @@ impl Experiment {
         match self {
             Self::Chains => "chains of 30 and 500 layers beside their base",
             Self::OpenChain => "opening 30 layers of 1 TiB",
+            Self::VhostUser => "vhost-user-blk",
             Self::Offline => "coalescing without a guest",
             Self::Snapshot => "snapshots of a busy disk",
             Self::Memory => "memory of a disk of 1 TiB",
@@ -67,6 +72,8 @@ impl Experiment {
             (Self::Chains, false) => 120,
             (Self::OpenChain, true) => 5,
             (Self::OpenChain, false) => 10,
+            (Self::VhostUser, true) => 4,
+            (Self::VhostUser, false) => 25,
             (Self::Offline, true) => 5,
             (Self::Offline, false) => 30,
             (Self::Snapshot, true) => 3,
