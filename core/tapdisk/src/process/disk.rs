@@ -345,6 +345,7 @@ impl Disk {
             self.vhost.publish();
             if over {
                 gone.extend(self.vhost.drop_client(reactor));
+                self.engine.set_settling(false);
                 any = true;
             }
             any |= more;
