@@ -2,7 +2,9 @@
 
 mod disk;
 
-pub use disk::{DiskLatencies, DiskSettings, DiskStats, Limit, Limits, OnError, Paused, Policy};
+pub use disk::{
+    DiskLatencies, DiskSettings, DiskStats, Limit, Limits, LogState, OnError, Paused, Policy,
+};
 
 use serde::{Deserialize, Serialize};
 use units::{DpId, RequestId};
@@ -134,6 +136,20 @@ pub enum Request {
         /// The datapath's name.
         disk: DpId,
     },
+    /// Begins to mark what is changed in a log of changed blocks (one descriptor, not opened with
+    /// `O_DIRECT`): whatever is changed after the answer is in it, also after a power cut. The log's
+    /// `consistent` flag is cleared first and comes back as it was when the log is done with.
+    /// Idempotent; `Busy` with another log. A log that cannot be written later is broken, which
+    /// `List` tells, and the disk goes on.
+    CbtStart {
+        /// The datapath's name.
+        disk: DpId,
+    },
+    /// Ends that. A disk without a log is a success.
+    CbtStop {
+        /// The datapath's name.
+        disk: DpId,
+    },
     /// Puts a new leaf (one descriptor, an empty differencing VHD whose parent is the present
     /// leaf) on top of a live disk: drains writes, flushes and seals the old leaf, switches.
     Snapshot {
@@ -141,6 +157,10 @@ pub enum Request {
         disk: DpId,
         /// Uuid of the new leaf; a disk whose leaf has it already answers success.
         leaf: Uuid,
+        /// Whether a second descriptor comes with it, of the log that changes are marked in from
+        /// now on; the log before, if any, is done with. Else that one goes on.
+        #[serde(default)]
+        log: bool,
     },
     /// Holds back new requests of these disks and drains those in flight, all at one instant. It
     /// ends with the control connection it came by, so that a daemon that dies holds no guest.
@@ -235,6 +255,8 @@ impl Request {
             Self::ServeVhostUser { .. } => "serve-vhost-user",
             Self::Unserve { .. } => "unserve",
             Self::Close { .. } => "close",
+            Self::CbtStart { .. } => "cbt-start",
+            Self::CbtStop { .. } => "cbt-stop",
             Self::Snapshot { .. } => "snapshot",
             Self::Freeze { .. } => "freeze",
             Self::Thaw { .. } => "thaw",
@@ -268,7 +290,7 @@ pub enum Reply {
     },
     /// It is done.
     Done,
-    /// To `Open`, `Snapshot`, `Resize`, `SetLimits`, `SetPolicy`, `Resume`.
+    /// To `Open`, `Snapshot`, `Resize`, `SetLimits`, `SetPolicy`, `Resume`, `CbtStart`, `CbtStop`.
     Disk(Box<DiskState>),
     /// To `List`.
     Disks {
@@ -307,6 +329,9 @@ pub struct DiskState {
     /// Set while requests wait for the storage to recover.
     #[serde(default)]
     pub paused: Option<Paused>,
+    /// The log of changed blocks in use.
+    #[serde(default)]
+    pub log: Option<LogState>,
 }
 
 /// Why a request did not work.

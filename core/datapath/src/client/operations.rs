@@ -148,9 +148,54 @@ impl Client {
         let request = Request::Snapshot {
             disk: disk.clone(),
             leaf,
+            log: false,
         };
         self.disk("snapshot", request_id, request, vec![container])
             .await
+    }
+
+    /// Puts a new, empty leaf on top of a live disk and goes on with a new log of changed blocks.
+    ///
+    /// # Errors
+    /// As [`Client::call`].
+    pub async fn snapshot_with_log(
+        &self,
+        request_id: &RequestId,
+        disk: &DpId,
+        leaf: Uuid,
+        container: OwnedFd,
+        log: OwnedFd,
+    ) -> Result<DiskState, Error> {
+        let request = Request::Snapshot {
+            disk: disk.clone(),
+            leaf,
+            log: true,
+        };
+        self.disk("snapshot", request_id, request, vec![container, log])
+            .await
+    }
+
+    /// Begins to mark changes in a log of changed blocks.
+    ///
+    /// # Errors
+    /// As [`Client::call`].
+    pub async fn cbt_start(
+        &self,
+        request_id: &RequestId,
+        disk: &DpId,
+        log: OwnedFd,
+    ) -> Result<DiskState, Error> {
+        let request = Request::CbtStart { disk: disk.clone() };
+        self.disk("cbt-start", request_id, request, vec![log]).await
+    }
+
+    /// Ends that; the log is complete and durable.
+    ///
+    /// # Errors
+    /// As [`Client::call`].
+    pub async fn cbt_stop(&self, request_id: &RequestId, disk: &DpId) -> Result<DiskState, Error> {
+        let request = Request::CbtStop { disk: disk.clone() };
+        self.disk("cbt-stop", request_id, request, vec![]).await
     }
 
     /// Holds back new requests of all these disks and drains those in flight.

@@ -77,6 +77,17 @@ impl Limit {
     pub const MAX: u64 = 1 << 40;
 }
 
+/// How a log of changed blocks stands.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogState {
+    /// Bytes of the disk that are marked, in whole blocks of 64 KiB.
+    pub changed_bytes: u64,
+    /// Whether it will say that it is consistent when it is done with.
+    pub trusted: bool,
+    /// Why it misses changes from some time on; it will not say that it is consistent then.
+    pub broken: Option<String>,
+}
+
 /// Counts since a disk was opened; never reset, so that readers take differences.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]

@@ -342,6 +342,7 @@ impl Outside {
             stats: datapath::protocol::DiskStats::default(),
             settings: datapath::DiskSettings::default(),
             paused: None,
+            log: None,
         })
     }
 

@@ -8,7 +8,7 @@ use crate::engine::{self, Done, Engine, Finished, LiveOp, Request, Ticket};
 use crate::frontend::{Answer, BlockRun, Buffers, Errno, Failure, Job, Slot, Work};
 use crate::nbd::Export;
 use block::{Buffer, FileId};
-use datapath::protocol::{Access, DiskSettings, DiskState, ErrorKind, Extent, Paused};
+use datapath::protocol::{Access, DiskSettings, DiskState, ErrorKind, Extent, LogState, Paused};
 use std::collections::{BTreeMap, HashMap};
 use std::os::fd::AsFd;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
@@ -71,6 +71,8 @@ pub(super) struct Disk {
     pub(super) extent: Extent,
     /// Upper bits of its tokens.
     pub(super) tag: u16,
+    /// The log of changed blocks in use.
+    pub(super) log: Option<(FileIdentity, FileId)>,
     served: Option<Served>,
     clients: BTreeMap<Key, Connection>,
     /// Its vhost-user side.
@@ -96,6 +98,7 @@ impl Disk {
             identities,
             extent,
             tag,
+            log: None,
             served: None,
             clients: BTreeMap::new(),
             vhost: Vhost::default(),
@@ -119,6 +122,11 @@ impl Disk {
             stats: self.engine.stats(),
             settings: self.settings(),
             paused: self.paused.clone(),
+            log: self.engine.log_state().map(|log| LogState {
+                changed_bytes: log.changed_bytes,
+                trusted: log.trusted && log.broken.is_none(),
+                broken: log.broken.clone(),
+            }),
         }
     }
 
@@ -157,9 +165,10 @@ impl Disk {
         }
     }
 
-    /// The layers' files as the ring knows them.
+    /// The files of its layers and its log as the ring knows them.
     pub(super) fn files(&self) -> Vec<FileId> {
-        self.engine.files()
+        let log = self.log.map(|(_, file)| file);
+        self.engine.files().into_iter().chain(log).collect()
     }
 
     /// Serves on `listener`, in place of the one before, whose key is returned. Clients stay.

@@ -11,6 +11,7 @@ use std::fs::File;
 use std::os::fd::OwnedFd;
 use units::DpId;
 
+mod cbt;
 mod live;
 mod open;
 mod settings;
@@ -94,11 +95,13 @@ impl Process {
             Request::Open { layers, .. } => layers.len(),
             Request::Serve { .. }
             | Request::ServeVhostUser { .. }
-            | Request::Snapshot { .. }
+            | Request::Snapshot { log: false, .. }
+            | Request::CbtStart { .. }
             | Request::ImageCreate { .. }
             | Request::ImageQuery { .. }
             | Request::ImageResize { .. }
             | Request::ImageHide { .. } => 1,
+            Request::Snapshot { log: true, .. } => 2,
             _ => 0,
         };
         if fds.len() != wanted {
@@ -134,7 +137,11 @@ impl Process {
             }
             (Request::Unserve { disk }, _) => self.unserve(to, disk),
             (Request::Close { disk }, _) => self.close(to, disk),
-            (Request::Snapshot { disk, leaf }, Some(fd)) => self.snapshot(to, disk, leaf, fd),
+            (Request::Snapshot { disk, leaf, .. }, Some(fd)) => {
+                self.snapshot(to, disk, leaf, (fd, fds.next()))
+            }
+            (Request::CbtStart { disk }, Some(fd)) => self.cbt_start(to, disk, fd),
+            (Request::CbtStop { disk }, _) => self.cbt_stop(to, disk),
             (Request::Freeze { disks }, _) => self.freeze(to, disks),
             (Request::Thaw { disks }, _) => Some(self.thaw(&disks)),
             (

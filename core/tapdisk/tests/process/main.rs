@@ -9,6 +9,7 @@ mod faults;
 mod guest;
 mod images;
 mod life;
+mod logs;
 mod pipelines;
 mod serving;
 mod settings;

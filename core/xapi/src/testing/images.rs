@@ -63,6 +63,7 @@ impl State {
             stats: Default::default(),
             settings: Default::default(),
             paused: None,
+            log: None,
         })
     }
 }

@@ -22,11 +22,19 @@ pub(in crate::process) struct Live {
 
 /// What is to be done when the engine is done.
 #[derive(Debug)]
-enum After {
+pub(super) enum After {
     Snapshot {
         to: ReplyTo,
         identity: FileIdentity,
         file: FileId,
+        log: Option<(FileIdentity, FileId)>,
+    },
+    CbtStart {
+        to: ReplyTo,
+        log: (FileIdentity, FileId),
+    },
+    CbtStop {
+        to: ReplyTo,
     },
     Resize {
         to: ReplyTo,
@@ -96,14 +104,22 @@ impl Process {
         to: &ReplyTo,
         id: DpId,
         leaf: Uuid,
-        fd: OwnedFd,
+        (fd, log): (OwnedFd, Option<OwnedFd>),
     ) -> Option<Answered> {
         match self.prepare_snapshot(&id, leaf, fd) {
             Ok(Some((spec, identity))) => {
+                let log = match log.map(|log| self.stage_log(&id, log)).transpose() {
+                    Ok(log) => log,
+                    Err(e) => {
+                        self.reactor.remove_file(spec.file);
+                        return Some(Err(e));
+                    }
+                };
                 let after = After::Snapshot {
                     to: to.clone(),
                     identity,
                     file: spec.file,
+                    log,
                 };
                 self.start(id, LiveOp::SnapshotSwitch(Box::new(spec)), after);
                 None
@@ -214,7 +230,7 @@ impl Process {
         }
     }
 
-    fn start(&mut self, id: DpId, op: LiveOp, after: After) {
+    pub(super) fn start(&mut self, id: DpId, op: LiveOp, after: After) {
         let Some(disk) = self.disks.get_mut(&id) else {
             return;
         };
@@ -230,7 +246,15 @@ impl Process {
         };
         let result = outcome.result.map_err(engine_error);
         match after {
-            After::Snapshot { to, identity, file } => {
+            After::Snapshot {
+                to,
+                identity,
+                file,
+                log,
+            } => {
+                if log.is_some() {
+                    self.log_ended(&id, log, result.is_ok());
+                }
                 match (&result, self.disks.get_mut(&id)) {
                     (Ok(()), Some(disk)) => {
                         tracing::info!(disk = %id, request_id = %to.request_id, "new leaf");
@@ -240,6 +264,16 @@ impl Process {
                 }
                 let answer = result.and_then(|()| self.disk_state(&id));
                 self.answer(&to, answer);
+            }
+            After::CbtStart { to, log } => {
+                self.log_ended(&id, Some(log), result.is_ok());
+                self.answer_state(&to, &id, result);
+            }
+            After::CbtStop { to } => {
+                if result.is_ok() {
+                    self.log_ended(&id, None, true);
+                }
+                self.answer_state(&to, &id, result);
             }
             After::Resize { to } => {
                 if let Some(disk) = self.disks.get_mut(&id) {
@@ -315,7 +349,7 @@ impl Process {
         self.answer(&to, answer);
     }
 
-    fn disk_state(&self, id: &DpId) -> Answered {
+    pub(super) fn disk_state(&self, id: &DpId) -> Answered {
         found(self.disks.get(id), id).map(|disk| Reply::Disk(Box::new(disk.state(id))))
     }
 }
