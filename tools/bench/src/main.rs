@@ -29,7 +29,8 @@
 //! number and IOPS the noisiest: fio takes a core of its own at around 200k requests a second, and
 //! a virtual disk has moods. System calls are counted in further rounds, by the kernel (`perf`),
 //! which costs the server next to nothing; where only `strace` is there it stops the server at
-//! each call and the counts come out too low. Writes are worth the same everywhere or less at the
+//! each call and the counts come out too low. Those of a client that comes, asks once and goes are
+//! taken off. Writes are worth the same everywhere or less at the
 //! peer: the list of promises under the table says what an answer means at each server.
 //!
 //! # How it is written down

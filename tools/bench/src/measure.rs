@@ -236,7 +236,7 @@ impl Measuring<'_> {
                 }
                 Image::Empty => self.fresh(&job, kind, medium, dir, field.traced).await,
             };
-            let (sample, rss_bytes_max) = match run {
+            let (mut sample, rss_bytes_max) = match run {
                 Ok(run) => run,
                 // A way that a peer does not have here is no reason to measure nothing.
                 Err(error) if kind != Kind::OURS => {
@@ -249,12 +249,44 @@ impl Measuring<'_> {
                 }
                 Err(error) => return Err(error.context(kind.name())),
             };
+            if field.traced && point.image == Image::Full {
+                sample.greeting = self.greeting(&job, kind, standing, measured).await?;
+            }
             let rss = measured.rss_bytes_max.entry(kind).or_default();
             *rss = rss_bytes_max.max(*rss);
             round.foreign_cores = round.foreign_cores.max(sample.foreign_cores);
             round.samples.insert(kind, sample);
         }
         Ok(round)
+    }
+
+    /// The system calls of clients that come, ask once and go, and how many requests that were;
+    /// counted once for each server.
+    async fn greeting(
+        &self,
+        job: &Job,
+        kind: Kind,
+        standing: &Standing,
+        measured: &mut Measured,
+    ) -> Result<Option<(u64, u64)>> {
+        if let Some(known) = measured.greetings.get(&kind) {
+            return Ok(Some(*known));
+        }
+        let Some(server) = standing.get(&kind) else {
+            return Ok(None);
+        };
+        let once = Job {
+            until: Until::Requests(1),
+            ..*job
+        };
+        let sample = self.run(&once, server.pid, &server.uri, true).await?;
+        let counts = sample
+            .counts
+            .map(|counts| (counts.syscalls, sample.outcome.requests));
+        measured
+            .greetings
+            .extend(counts.map(|counts| (kind, counts)));
+        Ok(counts)
     }
 
     /// Runs against a server that stays, started at its first run.
@@ -344,6 +376,7 @@ impl Measuring<'_> {
             foreign_cores: usage.foreign_cores_since(cpu_seconds)?,
             grown_bytes: None,
             counts,
+            greeting: None,
         })
     }
 }

@@ -17,6 +17,8 @@ pub(crate) struct Sample {
     /// Bytes the image grew by, where it was empty.
     pub(crate) grown_bytes: Option<u64>,
     pub(crate) counts: Option<Counts>,
+    /// System calls, and requests, that belong to coming and going and not to the work.
+    pub(crate) greeting: Option<(u64, u64)>,
 }
 
 /// One run of each server, one after the other.
@@ -36,6 +38,8 @@ pub(crate) struct Measured {
     /// Those in which system calls were counted.
     pub(crate) counted: Vec<Round>,
     pub(crate) rss_bytes_max: BTreeMap<Kind, u64>,
+    /// [`Sample::greeting`] of each.
+    pub(crate) greetings: BTreeMap<Kind, (u64, u64)>,
     /// Peers that failed, and why.
     pub(crate) left_out: Vec<String>,
 }
@@ -48,6 +52,7 @@ impl Measured {
             rounds: Vec::new(),
             counted: Vec::new(),
             rss_bytes_max: BTreeMap::new(),
+            greetings: BTreeMap::new(),
             left_out: Vec::new(),
         }
     }
@@ -179,7 +184,11 @@ impl Sample {
             Metric::MeanUs => run.mean_us,
             Metric::P50Us => run.p50_us,
             Metric::P99Us => run.p99_us,
-            Metric::SyscallsPerRequest => self.counts?.syscalls as f64 / requests,
+            Metric::SyscallsPerRequest => {
+                let (calls, asked) = self.greeting.unwrap_or_default();
+                let calls = self.counts?.syscalls.checked_sub(calls)?;
+                calls as f64 / run.requests.checked_sub(asked)? as f64
+            }
             Metric::SyncsPerFlush => self.counts?.syncs? as f64 / run.flushes as f64,
             Metric::KibBeyondData => (self.grown_bytes? as f64 - bytes) / requests / 1024.0,
         })
@@ -208,6 +217,7 @@ mod tests {
             foreign_cores: 0.0,
             grown_bytes: Some(8_192_000),
             counts,
+            greeting: None,
         }
     }
 
@@ -254,6 +264,19 @@ mod tests {
             let value = sample.value(metric).unwrap();
             assert!((value - expected).abs() < 1e-9, "{metric:?}: {value}");
         }
+    }
+
+    #[test]
+    fn the_calls_of_coming_and_going_are_not_the_works() {
+        let counts = Counts {
+            syscalls: 2042,
+            syncs: None,
+        };
+        let sample = Sample {
+            greeting: Some((44, 1)),
+            ..sample(1000, Some(counts))
+        };
+        assert_eq!(sample.value(Metric::SyscallsPerRequest), Some(2.0));
     }
 
     #[test]
