@@ -54,6 +54,7 @@ impl Buffer {
     }
 
     /// Length in bytes.
+    #[inline]
     pub fn len(&self) -> usize {
         self.len
     }
@@ -64,21 +65,25 @@ impl Buffer {
     }
 
     /// Bytes the length can be set to without a new allocation.
+    #[inline]
     pub fn capacity(&self) -> usize {
         self.memory.capacity
     }
 
     /// Sets the length, at most the capacity. Bytes that come into view have old content.
+    #[inline]
     pub fn set_len(&mut self, len: usize) {
         self.len = len.min(self.memory.capacity);
     }
 
     /// The bytes.
+    #[inline]
     pub fn as_slice(&self) -> &[u8] {
         slice_of(&self.memory, 0, self.len)
     }
 
     /// The bytes, to be written.
+    #[inline]
     pub fn as_mut_slice(&mut self) -> &mut [u8] {
         let memory = Arc::get_mut(&mut self.memory).expect("a Buffer is the only handle");
         let end = memory.start.saturating_add(self.len);
@@ -89,6 +94,7 @@ impl Buffer {
     }
 
     /// Gives up the right to write, so that several operations can read it.
+    #[inline]
     pub fn share(self) -> SharedBuffer {
         SharedBuffer {
             memory: self.memory,
@@ -114,6 +120,7 @@ pub struct SharedBuffer {
 
 impl SharedBuffer {
     /// Length of the view in bytes.
+    #[inline]
     pub fn len(&self) -> usize {
         self.len
     }
@@ -124,11 +131,13 @@ impl SharedBuffer {
     }
 
     /// The bytes of the view.
+    #[inline]
     pub fn as_slice(&self) -> &[u8] {
         slice_of(&self.memory, self.offset, self.len)
     }
 
     /// A part of the view; `None` when the range is not inside it.
+    #[inline]
     pub fn slice(&self, range: Range<usize>) -> Option<Self> {
         let len = range.end.checked_sub(range.start)?;
         (range.end <= self.len).then(|| Self {
@@ -141,6 +150,7 @@ impl SharedBuffer {
     /// Takes the memory back once this is the last view of it; `Err` gives the view back.
     ///
     /// The buffer has the memory's full capacity as its length.
+    #[inline]
     pub fn try_unshare(mut self) -> Result<Buffer, Self> {
         if Arc::get_mut(&mut self.memory).is_none() {
             return Err(self);
@@ -159,6 +169,7 @@ impl fmt::Debug for SharedBuffer {
     }
 }
 
+#[inline]
 fn slice_of(memory: &Memory, offset: usize, len: usize) -> &[u8] {
     let start = memory.start.saturating_add(offset);
     memory

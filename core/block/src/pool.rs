@@ -25,6 +25,20 @@ impl BufferPool {
         }
     }
 
+    /// Bytes of idle buffers.
+    pub fn kept_bytes(&self) -> usize {
+        self.kept_bytes
+    }
+
+    /// Frees idle buffers, the largest first, until at most `kept_bytes_max` bytes of them are left.
+    pub fn shrink(&mut self, kept_bytes_max: usize) {
+        for (list, size) in self.classes.iter_mut().zip(CLASSES_BYTES).rev() {
+            while self.kept_bytes > kept_bytes_max && list.pop().is_some() {
+                self.kept_bytes = self.kept_bytes.saturating_sub(size);
+            }
+        }
+    }
+
     /// Takes a buffer of `len` bytes.
     pub fn take(&mut self, len: usize) -> Buffer {
         let fitting = CLASSES_BYTES.iter().position(|class| *class >= len);
@@ -75,5 +89,9 @@ mod tests {
         pool.give(Buffer::zeroed(4096));
         assert_eq!(pool.kept_bytes, 8 << 10);
         assert_eq!(pool.take(3 << 20).len(), 3 << 20);
+        pool.shrink(5000);
+        assert_eq!(pool.kept_bytes(), 4096);
+        pool.shrink(0);
+        assert_eq!(pool.kept_bytes(), 0);
     }
 }

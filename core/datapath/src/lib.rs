@@ -27,6 +27,7 @@ mod supervisor;
 
 pub use client::{CALL_DEADLINE, Client, HELLO_DEADLINE, NewImage};
 pub use protocol::{
-    Access, DiskSettings, DiskState, Error, ErrorKind, Extent, Format, ImageInfo, Reply, Request,
+    Access, Cache, DiskSettings, DiskState, Error, ErrorKind, Extent, Format, ImageInfo, Reply,
+    Request,
 };
 pub use supervisor::{Supervisor, SupervisorConfig, listen};

@@ -3,7 +3,7 @@
 mod disk;
 
 pub use disk::{
-    DiskLatencies, DiskSettings, DiskStats, Limit, Limits, LogState, OnError, Paused, Policy,
+    Cache, DiskLatencies, DiskSettings, DiskStats, Limit, Limits, LogState, OnError, Paused, Policy,
 };
 
 use serde::{Deserialize, Serialize};

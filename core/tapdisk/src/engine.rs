@@ -43,7 +43,6 @@ mod reserve;
 mod scope;
 mod sealed;
 mod settle;
-mod slab;
 mod state;
 mod stats;
 mod status;
@@ -63,12 +62,12 @@ pub use request::{
 };
 pub use scope::BLOCK_BYTES;
 
+use crate::slab::Slab;
 use block::{BlockIo, Buffer, BufferPool, Completion, Op, Wait};
 use datapath::protocol::Access;
 use layer::Layer;
 use load::Loading;
 use map::{Map, Piece};
-use slab::Slab;
 use state::{Active, Context, Held};
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
@@ -83,8 +82,12 @@ pub const REQUESTS_MAX: usize = 4096;
 /// Longest chain.
 pub const LAYERS_MAX: usize = 1024;
 
-/// Idle buffers kept per disk.
-const POOL_BYTES_MAX: usize = 2 << 20;
+/// Idle buffers kept per disk that has nothing to do for a while.
+const POOL_BYTES_IDLE: usize = 512 << 10;
+
+/// Idle buffers kept per disk: four or more requests of the largest size that is kept, which would
+/// otherwise be zeroed each time they are allocated.
+const POOL_BYTES_MAX: usize = 8 << 20;
 
 /// How an engine is set up.
 #[derive(Debug, Clone, Copy)]
@@ -288,6 +291,16 @@ impl Engine {
     /// Gives the buffer of a finished read back for reuse.
     pub fn give_buffer(&mut self, buffer: Buffer) {
         self.pool.give(buffer);
+    }
+
+    /// Whether more idle memory is kept than a disk needs that has nothing to do.
+    pub fn has_spare_memory(&self) -> bool {
+        self.pool.kept_bytes() > POOL_BYTES_IDLE
+    }
+
+    /// Gives up memory that was kept for large requests.
+    pub fn give_up_spare_memory(&mut self) {
+        self.pool.shrink(POOL_BYTES_IDLE);
     }
 
     /// The next operation to be performed, if any. Drain it after each `submit` and `complete`.

@@ -19,4 +19,5 @@ pub mod engine;
 pub mod frontend;
 pub mod nbd;
 pub mod process;
+mod slab;
 pub mod vhost_user;

@@ -97,8 +97,8 @@ pub struct Process {
     controls: BTreeMap<Key, Control>,
     disks: BTreeMap<DpId, Disk>,
     /// Which disk a token's tag or a socket's key belongs to.
-    tags: HashMap<u16, DpId>,
-    owners: HashMap<Key, DpId>,
+    tags: BTreeMap<u16, DpId>,
+    owners: BTreeMap<Key, DpId>,
     /// Operations that wait for an engine.
     live: HashMap<u64, Live>,
     /// Which control connection froze a disk.
@@ -134,8 +134,8 @@ impl Process {
             keys,
             controls: BTreeMap::new(),
             disks: BTreeMap::new(),
-            tags: HashMap::new(),
-            owners: HashMap::new(),
+            tags: BTreeMap::new(),
+            owners: BTreeMap::new(),
             live: HashMap::new(),
             frozen: BTreeMap::new(),
             freezing: HashMap::new(),

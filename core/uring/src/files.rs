@@ -1,12 +1,15 @@
 //! Files by number, and what the kernel's error numbers mean.
 
 use block::{Error, ErrorKind, FileId, Op, Verb};
-use rustix::fs::{FileType, SeekFrom};
+use rustix::fs::{AtFlags, FileType, OFlags, SeekFrom, StatxFlags};
 use rustix::io::Errno;
 use std::os::fd::OwnedFd;
 
 /// Largest offset a file has, as `off_t` allows it.
 const OFFSET_MAX: u64 = i64::MAX as u64;
+
+/// Unit of all operations of the data path.
+const SECTOR_BYTES: u32 = 512;
 
 /// Bits of a file's number that name its place; the rest counts how often the place was used.
 const PLACE_BITS: u32 = 20;
@@ -93,6 +96,44 @@ impl Files {
             return rustix::fs::seek(&open.fd, SeekFrom::End(0)).map_err(failed);
         }
         Ok(u64::try_from(stat.st_size).unwrap_or(0))
+    }
+}
+
+/// Switches direct I/O of an open file on or off. What is in flight goes on as it was.
+pub(crate) fn set_direct(file: &File, direct: bool) -> Result<(), String> {
+    let failed = |e: Errno| format!("the file's flags cannot be changed: {e}");
+    if direct {
+        check_direct(&file.fd)?;
+    }
+    let flags = rustix::fs::fcntl_getfl(&file.fd).map_err(failed)?;
+    let mut wanted = flags;
+    wanted.set(OFlags::DIRECT, direct);
+    if wanted == flags {
+        return Ok(());
+    }
+    rustix::fs::fcntl_setfl(&file.fd, wanted).map_err(failed)
+}
+
+/// Says why direct I/O in units of a sector is not possible, where that can be known before.
+fn check_direct(fd: &OwnedFd) -> Result<(), String> {
+    if is_in_memory(fd) {
+        return Err("the file is in memory".to_owned());
+    }
+    let flags = StatxFlags::DIOALIGN;
+    let Ok(stat) = rustix::fs::statx(fd, "", AtFlags::EMPTY_PATH, flags) else {
+        return Ok(());
+    };
+    if stat.stx_mask & flags.bits() == 0 {
+        // An older kernel does not know; a write that does not fit fails.
+        return Ok(());
+    }
+    let aligns = (stat.stx_dio_mem_align, stat.stx_dio_offset_align);
+    match aligns {
+        (0, _) | (_, 0) => Err("the file system has no direct I/O".to_owned()),
+        (memory, offset) if memory.max(offset) > SECTOR_BYTES => Err(format!(
+            "direct I/O needs units of {offset} bytes at addresses in units of {memory}"
+        )),
+        _ => Ok(()),
     }
 }
 

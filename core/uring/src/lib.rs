@@ -122,6 +122,21 @@ impl Ring {
         }
     }
 
+    /// Switches direct I/O (`O_DIRECT`) of a file on or off, for its operations from now on. The
+    /// descriptor is shared with whoever gave it.
+    ///
+    /// # Errors
+    /// Why it stays as it is, in words: the file system has none or wants larger units than
+    /// sectors, the file is in memory.
+    pub fn set_direct(&mut self, file: FileId, direct: bool) -> Result<(), String> {
+        let files = match self {
+            Self::Uring(ring) => ring.files(),
+            Self::Pread(ring) => ring.files(),
+        };
+        let file = files.get(file).ok_or("there is no such file")?;
+        files::set_direct(file, direct)
+    }
+
     /// Asks for one event of a socket. A token that is watched already is watched anew. Tokens are
     /// below 2^63.
     ///

@@ -55,6 +55,10 @@ impl PreadIo {
         })
     }
 
+    pub(crate) fn files(&self) -> &Files {
+        &self.files
+    }
+
     /// Closes a file.
     pub fn remove_file(&mut self, file: FileId) {
         self.files.remove(file);

@@ -87,6 +87,7 @@ pub struct Piece {
 
 impl Piece {
     /// Makes a piece without a head.
+    #[inline]
     pub fn new(body: Body, tag: u32) -> Self {
         Self {
             head: [0; HEAD_BYTES_MAX],
@@ -100,6 +101,7 @@ impl Piece {
     ///
     /// # Panics
     /// When the head gets longer than [`HEAD_BYTES_MAX`].
+    #[inline]
     #[must_use]
     pub fn put(mut self, bytes: &[u8]) -> Self {
         let start = usize::from(self.head_bytes);
@@ -113,6 +115,7 @@ impl Piece {
     }
 
     /// Head and body; either may be empty.
+    #[inline]
     pub fn parts(&self) -> [&[u8]; 2] {
         let head = self.head.get(..usize::from(self.head_bytes));
         let body = match &self.body {
@@ -124,6 +127,7 @@ impl Piece {
     }
 
     /// Bytes of head and body.
+    #[inline]
     pub fn len(&self) -> usize {
         self.parts().iter().map(|part| part.len()).sum()
     }

@@ -151,6 +151,10 @@ impl Uring {
         })
     }
 
+    pub(crate) fn files(&self) -> &Files {
+        &self.files
+    }
+
     /// Closes a file. What is in flight on it still completes.
     pub fn remove_file(&mut self, file: FileId) {
         if let Some(slot) = self.files.remove(file).and_then(|file| file.slot) {

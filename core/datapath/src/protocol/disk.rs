@@ -16,6 +16,22 @@ pub struct DiskSettings {
     pub write_through: bool,
     /// What happens when the storage refuses a request.
     pub policy: Policy,
+    /// Whether its files' bytes go through the page cache. What is shown of an open disk is what
+    /// its leaf does: where `direct` cannot be had, the page cache is used.
+    pub cache: Cache,
+}
+
+/// Whether bytes go through the host's page cache.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Cache {
+    /// They do: what is read again is fast, what was written reaches the disk with a flush. The
+    /// default, as it works on every file system and with blocks of any size.
+    #[default]
+    PageCache,
+    /// They do not (`O_DIRECT`): nothing is cached twice when the guest caches too, and a write is
+    /// on the device when it is answered. Needs files that take 512-byte direct I/O.
+    Direct,
 }
 
 /// What happens when the storage refuses a request. A barrier that fails is always reported, and

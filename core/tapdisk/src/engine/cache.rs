@@ -2,6 +2,7 @@
 //! below it who owns which sectors. Bounded: what is clean and unused longest makes room.
 
 use std::collections::{HashMap, VecDeque};
+use std::hash::{BuildHasherDefault, Hasher};
 use vhd_rs::Allocation;
 
 /// Bytes of a block's bitmap: 4096 sectors.
@@ -81,10 +82,33 @@ struct Entry<T> {
     used: bool,
 }
 
+/// Spreads block numbers over a table by one multiplication. Who chooses numbers that collide makes
+/// look-ups in a table of [`ENTRIES_MAX`] slower for himself.
+#[derive(Debug, Default)]
+struct BlockHasher(u64);
+
+impl Hasher for BlockHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.write_u32(u32::from(*byte));
+        }
+    }
+
+    fn write_u32(&mut self, number: u32) {
+        // 2^64 divided by the golden ratio; the table uses the upper and the lower bits.
+        let product = (self.0 ^ u64::from(number)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        self.0 = product ^ (product >> 32);
+    }
+}
+
 /// Values by block with second-chance eviction.
 #[derive(Debug)]
 pub(super) struct Cache<T> {
-    entries: HashMap<u32, Entry<T>>,
+    entries: HashMap<u32, Entry<T>, BuildHasherDefault<BlockHasher>>,
     /// Each key once, in the order the hand visits them.
     hand: VecDeque<u32>,
 }
@@ -92,7 +116,7 @@ pub(super) struct Cache<T> {
 impl<T: Evictable> Cache<T> {
     pub(super) fn new() -> Self {
         Self {
-            entries: HashMap::new(),
+            entries: HashMap::default(),
             hand: VecDeque::new(),
         }
     }

@@ -7,15 +7,21 @@ use super::vhost::Vhost;
 use crate::engine::{self, Done, Engine, Finished, LiveOp, Request, Ticket};
 use crate::frontend::{Answer, BlockRun, Buffers, Errno, Failure, Job, Slot, Work};
 use crate::nbd::Export;
+use crate::slab::Slab;
 use block::{Buffer, FileId};
-use datapath::protocol::{Access, DiskSettings, DiskState, ErrorKind, Extent, LogState, Paused};
-use std::collections::{BTreeMap, HashMap};
+use datapath::protocol::{
+    Access, Cache, DiskSettings, DiskState, ErrorKind, Extent, LogState, Paused,
+};
+use std::collections::BTreeMap;
 use std::os::fd::AsFd;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use units::DpId;
 
 /// Clients of one disk; QEMU needs one, copies a few.
 const CLIENTS_MAX: usize = 16;
+
+/// How long a disk has nothing to do before it gives memory up.
+const REST: Duration = Duration::from_secs(2);
 
 /// Rounds of a vhost-user front end before others have their turn.
 const ROUNDS_MAX: usize = 8;
@@ -77,10 +83,14 @@ pub(super) struct Disk {
     clients: BTreeMap<Key, Connection>,
     /// Its vhost-user side.
     pub(super) vhost: Vhost,
-    pending: HashMap<u64, Pending>,
-    last_ticket: u64,
+    /// By ticket; the engine gives each back once.
+    pending: Slab<Pending>,
     /// The engine's pause as it was noticed.
     paused: Option<Paused>,
+    /// What the leaf does.
+    cache: Cache,
+    /// Since when it has nothing to do and memory to give up.
+    resting_since: Option<Instant>,
     /// Kept for its memory.
     jobs: Vec<Job>,
     vhost_jobs: Vec<(Ticket, Job)>,
@@ -102,9 +112,10 @@ impl Disk {
             served: None,
             clients: BTreeMap::new(),
             vhost: Vhost::default(),
-            pending: HashMap::new(),
-            last_ticket: 0,
+            pending: Slab::new(),
             paused: None,
+            cache: Cache::default(),
+            resting_since: None,
             jobs: Vec::new(),
             vhost_jobs: Vec::new(),
         }
@@ -136,10 +147,26 @@ impl Disk {
             limits: self.engine.limits(),
             write_through: self.engine.is_write_through(),
             policy: self.engine.policy(),
+            cache: self.cache,
         }
     }
 
     /// Makes it behave so; all of it or, after an error, none.
+    /// Has the layers' files go through the page cache or not, as far as they can.
+    pub(super) fn set_cache(&mut self, reactor: &mut Reactor, wanted: Cache) {
+        for (depth, file) in self.engine.files().into_iter().enumerate() {
+            let is = set_cache(reactor, file, wanted);
+            if depth == 0 {
+                self.cache = is;
+            }
+        }
+    }
+
+    /// How a new leaf's file is to be used, before it becomes the leaf.
+    pub(super) fn set_cache_of_new_leaf(&mut self, reactor: &mut Reactor, file: FileId) {
+        self.cache = set_cache(reactor, file, self.cache);
+    }
+
     pub(super) fn set_settings(&mut self, settings: DiskSettings) -> Result<(), engine::Error> {
         self.engine.set_limits(settings.limits)?;
         self.engine.set_write_through(settings.write_through);
@@ -308,6 +335,7 @@ impl Disk {
         while let Some(op) = self.engine.next_op() {
             reactor.submit(op);
         }
+        self.rest(now);
         let mut any_gone = false;
         for client in self.clients.values_mut() {
             if client.is_overdue(now) {
@@ -326,6 +354,16 @@ impl Disk {
         }
         // Whoever waits to be accepted may have their place.
         any_gone | (left == 0) | self.work_vhost(reactor, now, outcomes, gone)
+    }
+
+    /// Gives memory up some time after the last request.
+    fn rest(&mut self, now: Instant) {
+        if self.engine.in_flight() > 0 || !self.engine.has_spare_memory() {
+            self.resting_since = None;
+        } else if now.duration_since(*self.resting_since.get_or_insert(now)) > REST {
+            self.engine.give_up_spare_memory();
+            self.resting_since = None;
+        }
     }
 
     /// Serves the vhost-user front end; returns as [`Disk::work`] does.
@@ -381,7 +419,7 @@ impl Disk {
 
     /// Says what the disk waits for, and when it must be looked at without an event.
     pub(super) fn watch(&mut self, reactor: &mut Reactor) -> std::io::Result<bool> {
-        let mut by_clock = self.vhost.watch(reactor)?;
+        let mut by_clock = self.vhost.watch(reactor)? | self.resting_since.is_some();
         by_clock |= self.clients.values().any(|client| !client.is_greeted());
         if let Some(served) = &self.served
             && self.clients.len() < CLIENTS_MAX
@@ -393,9 +431,7 @@ impl Disk {
     }
 
     fn ticket(&mut self, pending: Pending) -> Ticket {
-        self.last_ticket += 1;
-        self.pending.insert(self.last_ticket, pending);
-        Ticket(self.last_ticket)
+        Ticket(self.pending.insert(pending).into())
     }
 
     fn submit(&mut self, client: Key, Job { slot, work }: Job) {
@@ -422,7 +458,8 @@ impl Disk {
             let answer = answer(finished.result);
             return self.vhost.answer(finished.ticket, answer, &mut self.engine);
         }
-        match self.pending.remove(&finished.ticket.0) {
+        let index = u32::try_from(finished.ticket.0).unwrap_or(u32::MAX);
+        match self.pending.remove(index) {
             Some(Pending::Client { client, slot }) => {
                 let answer = answer(finished.result);
                 match (self.clients.get_mut(&client), answer) {
@@ -452,6 +489,15 @@ impl Buffers for Engine {
     fn give(&mut self, buffer: Buffer) {
         self.give_buffer(buffer);
     }
+}
+
+/// Has a file go through the page cache or not; returns what it does.
+fn set_cache(reactor: &mut Reactor, file: FileId, wanted: Cache) -> Cache {
+    let Err(why) = reactor.set_direct(file, wanted == Cache::Direct) else {
+        return wanted;
+    };
+    tracing::warn!(why, ?wanted, "a file goes through the page cache");
+    Cache::PageCache
 }
 
 /// A pause that has just begun, as the protocol has it.

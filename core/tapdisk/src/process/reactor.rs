@@ -4,7 +4,7 @@
 //! nothing.
 
 use block::{BlockIo, Buffer, Completion, FileId, Op};
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
@@ -37,7 +37,7 @@ impl Key {
 #[derive(Debug)]
 pub(super) struct Reactor {
     ring: Ring,
-    armed: HashMap<Key, Interest>,
+    armed: BTreeMap<Key, Interest>,
 }
 
 impl Reactor {
@@ -48,7 +48,7 @@ impl Reactor {
         }
         Ok(Self {
             ring,
-            armed: HashMap::new(),
+            armed: BTreeMap::new(),
         })
     }
 
@@ -58,6 +58,11 @@ impl Reactor {
 
     pub(super) fn remove_file(&mut self, file: FileId) {
         self.ring.remove_file(file);
+    }
+
+    /// Switches direct I/O; see [`Ring::set_direct`].
+    pub(super) fn set_direct(&mut self, file: FileId, direct: bool) -> Result<(), String> {
+        self.ring.set_direct(file, direct)
     }
 
     pub(super) fn submit(&mut self, op: Op) {

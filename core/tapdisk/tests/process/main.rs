@@ -5,6 +5,7 @@
 
 mod bench;
 mod control;
+mod direct;
 mod faults;
 mod guest;
 mod images;

@@ -149,7 +149,11 @@ impl Process {
             let message = format!("the new leaf is image {}, not {leaf}", image.uuid());
             return Err(Error::new(ErrorKind::Chain, message));
         }
-        Ok(Some((opened.into_spec(&mut self.reactor), identity)))
+        let spec = opened.into_spec(&mut self.reactor);
+        if let Some(disk) = self.disks.get_mut(id) {
+            disk.set_cache_of_new_leaf(&mut self.reactor, spec.file);
+        }
+        Ok(Some((spec, identity)))
     }
 
     pub(super) fn resize(

@@ -102,6 +102,7 @@ impl Process {
             let same = disk.identities == identities && disk.engine.access() == access;
             if same {
                 disk.set_settings(settings).map_err(engine_error)?;
+                disk.set_cache(&mut self.reactor, settings.cache);
                 return Ok(Reply::Disk(Box::new(disk.state(&id))));
             }
             return Err(Error::new(
@@ -130,12 +131,14 @@ impl Process {
             let mut disk = Disk::new(engine, identities, extent, tag);
             disk.set_settings(settings).map(|()| disk)
         });
-        let disk = opened.map_err(|e| {
+        let mut disk = opened.map_err(|e| {
             files
                 .iter()
                 .for_each(|file| self.reactor.remove_file(*file));
             engine_error(e)
         })?;
+        // Only now: metadata was read in pieces of any length.
+        disk.set_cache(&mut self.reactor, settings.cache);
         tracing::info!(disk = %id, layers = files.len(), bytes = disk.engine.size_bytes(), "opened");
         let state = disk.state(&id);
         self.tags.insert(tag, id.clone());

@@ -2,13 +2,13 @@
 
 /// A growing table with a free list.
 #[derive(Debug)]
-pub(super) struct Slab<T> {
+pub(crate) struct Slab<T> {
     places: Vec<Option<T>>,
     free: Vec<u32>,
 }
 
 impl<T> Slab<T> {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             places: Vec::new(),
             free: Vec::new(),
@@ -16,7 +16,7 @@ impl<T> Slab<T> {
     }
 
     /// Puts a value in and returns its index.
-    pub(super) fn insert(&mut self, value: T) -> u32 {
+    pub(crate) fn insert(&mut self, value: T) -> u32 {
         if let Some(index) = self.free.pop()
             && let Some(place) = self.places.get_mut(index as usize)
         {
@@ -27,34 +27,34 @@ impl<T> Slab<T> {
         u32::try_from(self.places.len() - 1).expect("far fewer than 2^32 requests are in flight")
     }
 
-    pub(super) fn get_mut(&mut self, index: u32) -> Option<&mut T> {
+    pub(crate) fn get_mut(&mut self, index: u32) -> Option<&mut T> {
         self.places.get_mut(index as usize)?.as_mut()
     }
 
-    pub(super) fn get(&self, index: u32) -> Option<&T> {
+    pub(crate) fn get(&self, index: u32) -> Option<&T> {
         self.places.get(index as usize)?.as_ref()
     }
 
     /// Indices of all of them.
-    pub(super) fn indices(&self) -> impl Iterator<Item = u32> {
+    pub(crate) fn indices(&self) -> impl Iterator<Item = u32> {
         let places = (0u32..).zip(&self.places);
         places.filter_map(|(index, place)| place.is_some().then_some(index))
     }
 
     /// All of them, in no order.
-    pub(super) fn values(&self) -> impl Iterator<Item = &T> {
+    pub(crate) fn values(&self) -> impl Iterator<Item = &T> {
         self.places.iter().flatten()
     }
 
     /// Takes a value out.
-    pub(super) fn remove(&mut self, index: u32) -> Option<T> {
+    pub(crate) fn remove(&mut self, index: u32) -> Option<T> {
         let value = self.places.get_mut(index as usize)?.take()?;
         self.free.push(index);
         Some(value)
     }
 
     /// Values inside.
-    pub(super) fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.places.len().saturating_sub(self.free.len())
     }
 }
