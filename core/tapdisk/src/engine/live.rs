@@ -219,7 +219,10 @@ impl Engine {
             };
         };
         let plan = match resize_to {
-            Some(virtual_bytes) => sparse.image.resize_plan(virtual_bytes),
+            Some(virtual_bytes) => {
+                let plan = sparse.image.resize_plan(virtual_bytes);
+                return plan.map_err(|e| resize_error(&e));
+            }
             None if untouched && sparse.image.is_clean() => Ok(Plan::default()),
             None => {
                 sparse.note_full_blocks();
@@ -338,4 +341,15 @@ impl Engine {
         }
         self.release_held();
     }
+}
+
+/// More than the table was made for: there is space, but the image would have to be laid out anew,
+/// which is not done while it is in use.
+fn resize_error(error: &vhd_rs::Error) -> Error {
+    let Error { kind, message } = image_error(error);
+    let kind = match kind {
+        ErrorKind::NoSpace => ErrorKind::Unsupported,
+        kind => kind,
+    };
+    Error { kind, message }
 }

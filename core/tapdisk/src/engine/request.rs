@@ -108,7 +108,8 @@ pub enum LiveOp {
     Freeze,
     /// Flushes and seals the leaf and puts a new, empty leaf on top of it. Also while frozen.
     SnapshotSwitch(Box<super::LayerSpec>),
-    /// Grows the leaf, within the metadata it has, and the disk with it.
+    /// Grows the leaf, within the metadata it has, and the disk with it. `Unsupported`, with nothing
+    /// changed, beyond that.
     Resize {
         /// The new size; at least the present one.
         virtual_bytes: u64,

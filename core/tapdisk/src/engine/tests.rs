@@ -2,6 +2,7 @@
 //! `xylem-crash` has the power cuts.
 
 mod cbt;
+mod edges;
 mod facts;
 mod faults;
 mod files;

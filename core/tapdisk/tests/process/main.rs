@@ -7,6 +7,7 @@ mod bench;
 mod control;
 mod direct;
 mod faults;
+mod group;
 mod guest;
 mod images;
 mod life;

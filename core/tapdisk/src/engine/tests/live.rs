@@ -167,10 +167,6 @@ fn a_resized_disk_is_larger_and_the_new_part_is_zero_until_written() {
         })),
         ErrorKind::Invalid
     );
-    let far = LiveOp::Resize {
-        virtual_bytes: 1000 * BLOCK,
-    };
-    assert_eq!(kind(rig.run_live(far)), ErrorKind::NoSpace);
     let mut rig = Rig::open(rig.close(), &files);
     assert_eq!(rig.engine.size_bytes(), 5 * BLOCK);
     assert_eq!(
@@ -178,6 +174,31 @@ fn a_resized_disk_is_larger_and_the_new_part_is_zero_until_written() {
         [2; 512]
     );
     assert_eq!(rig.read(4 * BLOCK, SECTOR).expect("read"), [0; 512]);
+}
+
+#[test]
+fn growth_beyond_the_table_is_unsupported_and_changes_nothing() {
+    let (io, files) = sim(8);
+    let mut rig = Rig::open(io, &files);
+    rig.write(0, &[1; 512]).expect("write");
+    rig.flush().expect("flush");
+    let before = rig.io.peek(files[0].0).clone();
+    // The table has room for four times the disk.
+    for virtual_bytes in [12 * BLOCK + 1, 1000 * BLOCK, u64::MAX / 2] {
+        let far = LiveOp::Resize { virtual_bytes };
+        assert_eq!(kind(rig.run_live(far)), ErrorKind::Unsupported);
+    }
+    assert_eq!(rig.engine.size_bytes(), 3 * BLOCK);
+    assert_eq!(rig.io.peek(files[0].0), &before);
+    assert_eq!(kind(rig.write(3 * BLOCK, &[2; 512])), ErrorKind::OutOfRange);
+    rig.write(2 * BLOCK, &[2; 512]).expect("it goes on");
+    let near = LiveOp::Resize {
+        virtual_bytes: 12 * BLOCK,
+    };
+    rig.run_live(near).expect("as far as the table reaches");
+    let mut rig = Rig::open(rig.close(), &files);
+    assert_eq!(rig.engine.size_bytes(), 12 * BLOCK);
+    assert_eq!(rig.read(2 * BLOCK, SECTOR).expect("read"), [2; 512]);
 }
 
 #[test]
