@@ -98,6 +98,16 @@ impl SimDisk {
         self.changes().len().saturating_add(self.queued().count())
     }
 
+    /// What a barrier that fails does to a file: what was written before it still reads back, and no
+    /// later barrier makes it durable.
+    pub fn fail_sync(&mut self, file: FileId) {
+        if let Some(file) = self.files.get_mut(file.0 as usize) {
+            file.cached.retain(|(_, effect)| {
+                matches!(effect, Effect::Truncate { .. } | Effect::Extend { .. })
+            });
+        }
+    }
+
     /// Changes that are not finished, which may have reached the disk as well.
     fn queued(&self) -> impl Iterator<Item = (usize, Effect)> + '_ {
         let sound = self.queue.iter().filter(|q| check_range(&q.op).is_ok());
@@ -260,6 +270,20 @@ mod tests {
                 "mask {mask}"
             );
         }
+    }
+
+    #[test]
+    fn what_was_written_before_a_failed_flush_reads_back_and_is_never_durable() {
+        let mut disk = SimDisk::new(Order::Fifo);
+        let file = disk.add_file(SparseBytes::zeroed(1024));
+        write(&mut disk, file, 0, 1, 512);
+        disk.fail_sync(file);
+        write(&mut disk, file, 512, 2, 512);
+        sync(&mut disk, file);
+        let live = disk.live(file).expect("a file").to_vec();
+        assert_eq!([live[0], live[512]], [1, 2]);
+        let left = disk.crash(&Crash::Subset(u64::MAX)).files()[0].to_vec();
+        assert_eq!([left[0], left[512]], [0, 2]);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Faults planted to see that a sweep finds them: in the carrier, which does not do what it says,
 //! and in the owner, who keeps the record at the wrong moment. The engine has no switch for this.
 
-use block::{Action, BlockIo, Completion, FileId, Op, SimDisk, Wait};
+use block::{Action, BlockIo, Completion, Fault, FaultDisk, FileId, Op, SimDisk, Wait};
 use std::collections::VecDeque;
 use std::io;
 
@@ -38,12 +38,14 @@ pub enum Flaw {
     EarlyMove,
     /// The owner: an image that was merged goes before its children are put on its parent.
     EarlyCollect,
+    /// The carrier: what failed is answered as done; not among [`Flaw::ALL`], as nothing fails there.
+    HiddenFailure,
     /// The owner: something is merged into a parent that others stand on or somebody reads.
     SharedParent,
 }
 
 impl Flaw {
-    /// All of them.
+    /// Those that a sweep finds.
     pub const ALL: [Flaw; 16] = [
         Flaw::FirstBarrier,
         Flaw::SecondBarrier,
@@ -67,7 +69,7 @@ impl Flaw {
 /// A simulated disk that may do something else than it was asked for.
 #[derive(Debug)]
 pub(crate) struct Carrier {
-    pub(crate) disk: SimDisk,
+    disk: FaultDisk<SimDisk>,
     flaw: Option<Flaw>,
     /// A disk is changing its leaf.
     pub(crate) switching: bool,
@@ -87,7 +89,7 @@ const BLOCKS_FROM: u64 = 4096;
 impl Carrier {
     pub(crate) fn new(disk: SimDisk, flaw: Option<Flaw>) -> Self {
         Self {
-            disk,
+            disk: FaultDisk::new(disk),
             flaw,
             switching: false,
             target: None,
@@ -96,6 +98,32 @@ impl Carrier {
             writes: 0,
             late: VecDeque::new(),
             lies: Vec::new(),
+        }
+    }
+
+    pub(crate) fn disk(&self) -> &SimDisk {
+        self.disk.inner()
+    }
+
+    pub(crate) fn disk_mut(&mut self) -> &mut SimDisk {
+        self.disk.inner_mut()
+    }
+
+    pub(crate) fn set_fault(&mut self, fault: Option<Fault>) {
+        self.disk.set_fault(fault);
+    }
+
+    pub(crate) fn struck(&self) -> u64 {
+        self.disk.struck()
+    }
+
+    /// Hands over what is to be done. A barrier that fails loses what it should have covered.
+    fn perform(&mut self, op: Op) {
+        let (before, file) = (self.disk.struck(), op.file);
+        let is_barrier = matches!(op.action, Action::Fdatasync);
+        self.disk.submit(op);
+        if is_barrier && self.disk.struck() > before {
+            self.disk.inner_mut().fail_sync(file);
         }
     }
 
@@ -124,7 +152,7 @@ impl Carrier {
 
     pub(crate) fn submit(&mut self, op: Op) {
         let Some(flaw) = self.flaw else {
-            return self.disk.submit(op);
+            return self.perform(op);
         };
         let is_barrier = matches!(op.action, Action::Fdatasync);
         let sector = match &op.action {
@@ -158,7 +186,7 @@ impl Carrier {
             }
             return self.lie(op);
         }
-        self.disk.submit(op);
+        self.perform(op);
         if is_barrier {
             for late in self.late.drain(..) {
                 self.disk.submit(late);
@@ -176,6 +204,11 @@ impl Carrier {
 
     pub(crate) fn poll(&mut self, done: &mut Vec<Completion>) -> io::Result<()> {
         self.disk.poll(Wait::Forever, done)?;
+        if self.flaw == Some(Flaw::HiddenFailure) {
+            for completion in done.iter_mut() {
+                completion.result = Ok(());
+            }
+        }
         done.append(&mut self.lies);
         // Nobody asked for what came late.
         done.retain(|completion| completion.token != u64::MAX);

@@ -1,7 +1,7 @@
 //! One simulated disk under several engines, as one process has them.
 
 use crate::flaw::{Carrier, Flaw};
-use block::{Action, Completion, FileId, Op, SimDisk, Token};
+use block::{Action, Completion, Fault, FileId, Op, SimDisk, Token};
 use datapath::Access;
 use datapath::protocol::Format;
 use std::collections::BTreeMap;
@@ -58,11 +58,11 @@ impl Host {
     }
 
     pub(crate) fn io(&self) -> &SimDisk {
-        &self.carrier.disk
+        self.carrier.disk()
     }
 
     pub(crate) fn io_mut(&mut self) -> &mut SimDisk {
-        &mut self.carrier.disk
+        self.carrier.disk_mut()
     }
 
     fn engine_on(&mut self, files: Files<'_>, access: Access, write_through: bool) -> Engine {
@@ -88,6 +88,26 @@ impl Host {
         for served in self.served.values_mut() {
             served.engine.set_write_through(true);
         }
+    }
+
+    /// From now on, or never again, operations fail.
+    pub(crate) fn set_fault(&mut self, fault: Option<Fault>) {
+        self.carrier.set_fault(fault);
+    }
+
+    /// How many operations failed since.
+    pub(crate) fn struck(&self) -> u64 {
+        self.carrier.struck()
+    }
+
+    pub(crate) fn is_poisoned(&self, disk: u16) -> bool {
+        let served = self.served.get(&disk);
+        served.is_some_and(|served| served.engine.poisoned().is_some())
+    }
+
+    pub(crate) fn is_closed(&self, disk: u16) -> bool {
+        let served = self.served.get(&disk);
+        served.is_some_and(|served| served.engine.is_closed())
     }
 
     /// Drops a closed disk.

@@ -13,6 +13,7 @@
 //! operations give the same turns and crashes again.
 
 mod cut;
+mod faults;
 mod moves;
 mod owner;
 
@@ -33,6 +34,9 @@ use tapdisk::engine::{Request, Ticket};
 
 /// Blocks of the disk at first; its metadata has room for four times as many.
 const BLOCKS: u64 = 3;
+
+/// Turns after which it is given up that everything comes to an end.
+const TURNS_MAX: u64 = 100_000;
 
 /// What is there at first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -103,6 +107,13 @@ struct Kept {
     content: Content,
 }
 
+/// A disk that moves from one chain to another.
+#[derive(Debug)]
+struct Moving {
+    from: Vec<u32>,
+    to: Vec<u32>,
+}
+
 /// An image that is merged into its parent.
 #[derive(Debug, Clone, Copy)]
 struct Merging {
@@ -124,8 +135,7 @@ pub struct World<W> {
     asked: VecDeque<Op>,
     acts: VecDeque<Act>,
     doing: Option<Doing>,
-    /// A disk that moves, and the chain it moves to.
-    moving: Option<(u16, Vec<u32>)>,
+    moving: Option<Moving>,
     /// In the record: an image whose content goes into its parent.
     merging: Option<Merging>,
     value: u64,
@@ -135,6 +145,9 @@ pub struct World<W> {
     looking: bool,
     write_through: bool,
     flaw: Option<Flaw>,
+    /// Operations may fail; how many answers were errors.
+    is_faulty: bool,
+    failures: u64,
     witness: W,
     history: Vec<&'static str>,
     turns: u64,
@@ -221,6 +234,8 @@ impl<W: Witness> World<W> {
             looking: true,
             write_through: false,
             flaw,
+            is_faulty: false,
+            failures: 0,
             witness,
             history: Vec::new(),
             turns: 0,
@@ -377,8 +392,18 @@ impl<W: Witness> World<W> {
     }
 
     /// Turns until nothing is under way.
+    ///
+    /// # Panics
+    /// When that does not happen.
     pub fn settle(&mut self) {
-        while self.step() {}
+        let turns = self.turns;
+        while self.step() {
+            assert!(
+                self.turns < turns + TURNS_MAX,
+                "{self:?}: it never ends: {:?}",
+                self.doing
+            );
+        }
     }
 
     /// Turns the loop once, takes answers, lets the owner act, then cuts the power in every way.
@@ -386,17 +411,7 @@ impl<W: Witness> World<W> {
     pub fn step(&mut self) -> bool {
         self.turns += 1;
         let more = self.host.step();
-        let mut running = false;
-        for disk in self.disks.values_mut() {
-            for (ticket, meaning) in std::mem::take(&mut disk.running) {
-                match self.host.take(ticket) {
-                    Some(Ok(_)) => meaning.answered(&mut disk.model),
-                    Some(Err(e)) => panic!("turn {}: a healthy disk answers: {e}", self.turns),
-                    None => disk.running.push((ticket, meaning)),
-                }
-            }
-            running |= !disk.running.is_empty();
-        }
+        let running = self.take_answers();
         self.owner();
         self.cut();
         more || running || self.is_owner_busy()
@@ -440,14 +455,17 @@ impl<W: Witness> World<W> {
 }
 
 impl Meaning {
-    fn answered(self, model: &mut Model) {
+    fn answered(self, model: &mut Model, ok: bool) {
         match self {
-            Meaning::Change(change) => model.answered(change, true),
+            Meaning::Change(change) => model.answered(change, ok),
             Meaning::ChangeAndFlush(change) => {
-                model.answered(change, true);
-                model.durable(change);
+                model.answered(change, ok);
+                if ok {
+                    model.durable(change);
+                }
             }
-            Meaning::Flush(covered) => model.flushed(&covered),
+            Meaning::Flush(covered) if ok => model.flushed(&covered),
+            Meaning::Flush(_) => {}
         }
     }
 }

@@ -9,11 +9,12 @@
 //! ```
 
 use super::owner::{Act, Doing, To, merge};
-use super::{Merging, Node, Witness, World, files_of};
+use super::{Merging, Moving, Node, Witness, World, files_of};
 use crate::flaw::Flaw;
 use block::{Action, Buffer, FileId, RamDisk};
 use datapath::protocol::Format;
 use std::collections::VecDeque;
+use std::fmt;
 use tapdisk::copy::Plan;
 use tapdisk::engine::testing::rig::{dynamic, load, uuid};
 use tapdisk::engine::{LayerImage, Relink, Scope};
@@ -96,31 +97,29 @@ impl<W: Witness> World<W> {
 
     pub(super) fn go_on_moving(&mut self, doing: Doing) -> Option<Doing> {
         match doing {
-            Doing::Steps(file, mut steps) => {
-                let Some(result) = self.host.take_own() else {
+            Doing::Steps(file, mut steps) => match self.host.take_own() {
+                None => return Some(Doing::Steps(file, steps)),
+                Some(Err(e)) => self.gives_up(&e),
+                Some(Ok(())) if self.next_step(file, &mut steps) => {
                     return Some(Doing::Steps(file, steps));
-                };
-                result.expect("a healthy disk");
-                self.next_step(file, &mut steps)
-                    .then_some(Doing::Steps(file, steps))
-            }
+                }
+                Some(Ok(())) => {}
+            },
             Doing::Mirror(disk) => {
                 let (mirror, _) = self.host.mirror_of(disk)?;
                 let progress = mirror.progress();
-                let failed = progress.failed;
-                assert!(
-                    failed.is_none(),
-                    "{self:?}: a healthy mirror fails: {failed:?}"
-                );
-                (!progress.in_sync).then_some(Doing::Mirror(disk))
+                if let Some(why) = progress.failed {
+                    return self.stop_moving(disk, &why);
+                }
+                return (!progress.in_sync).then_some(Doing::Mirror(disk));
             }
             Doing::MoveOver(disk) => {
                 let (mirror, _) = self.host.mirror_of(disk)?;
-                match mirror.take_switched() {
+                return match mirror.take_switched() {
                     None => Some(Doing::MoveOver(disk)),
-                    Some(Err(e)) => panic!("{self:?}: a healthy mirror does not switch: {e}"),
-                    Some(Ok(())) => self.go_on_moving(Doing::End(disk)),
-                }
+                    Some(Err(e)) => self.stop_moving(disk, &e),
+                    Some(Ok(())) => Some(Doing::End(disk)),
+                };
             }
             Doing::End(disk) => {
                 let (mirror, _) = self.host.mirror_of(disk)?;
@@ -128,28 +127,25 @@ impl<W: Witness> World<W> {
                     return Some(Doing::End(disk));
                 }
                 self.host.end_mirror(disk);
-                None
+                self.moving = None;
             }
             Doing::Merge => match self.host.take_job() {
-                None => Some(Doing::Merge),
+                None => return Some(Doing::Merge),
                 Some(progress) => {
-                    let failed = progress.failed;
-                    assert!(
-                        failed.is_none(),
-                        "{self:?}: a healthy merge fails: {failed:?}"
-                    );
-                    None
+                    if let Some(why) = progress.failed {
+                        self.gives_up(&why);
+                        self.merging = self.merging.filter(|merging| merging.relinking);
+                    }
                 }
             },
-            Doing::Relink(ticket) => match self.host.take(ticket) {
-                None => Some(Doing::Relink(ticket)),
-                Some(result) => {
-                    result.unwrap_or_else(|e| panic!("{self:?}: a healthy disk relinks: {e}"));
-                    None
-                }
+            Doing::Relink(tag, gone, ticket) => match self.host.take(ticket) {
+                None => return Some(Doing::Relink(tag, gone, ticket)),
+                Some(Err(e)) => self.gives_up(&e),
+                Some(Ok(_)) => self.disk_relinked(tag, gone),
             },
-            Doing::File | Doing::Live(..) => None,
+            Doing::File | Doing::Live(..) => {}
         }
+        None
     }
 
     /// Performs the next step of a plan, if there is one.
@@ -180,7 +176,10 @@ impl<W: Witness> World<W> {
             ..Plan::default()
         };
         self.host.mirror(tag, &files_of(&self.nodes, &target), plan);
-        self.moving = Some((tag, target));
+        self.moving = Some(Moving {
+            from: chain,
+            to: target,
+        });
         self.doing = Some(Doing::Mirror(tag));
         if self.flaw == Some(Flaw::EarlyMove) {
             self.record(tag);
@@ -189,28 +188,43 @@ impl<W: Witness> World<W> {
 
     /// Either is right from here on.
     fn prepare(&mut self, tag: u16) {
-        if let Some((mirror, _)) = self.host.mirror_of(tag) {
-            mirror.prepare().expect("it is in sync");
-        }
-        if let (Some((_, target)), Some(disk)) = (&self.moving, self.disks.get_mut(&tag)) {
-            disk.record.push(target.clone());
+        let prepared = self.host.mirror_of(tag).map(|(mirror, _)| mirror.prepare());
+        if let Some(Err(e)) = prepared {
+            self.doing = self.stop_moving(tag, &e);
+        } else if let (Some(moving), Some(disk)) = (&self.moving, self.disks.get_mut(&tag)) {
+            disk.record.push(moving.to.clone());
         }
     }
 
     /// From here on only the target is.
     fn record(&mut self, tag: u16) {
-        if let (Some((_, target)), Some(disk)) = (&self.moving, self.disks.get_mut(&tag)) {
-            disk.record = vec![target.clone()];
-            disk.chain.clone_from(target);
+        if let (Some(moving), Some(disk)) = (&self.moving, self.disks.get_mut(&tag)) {
+            disk.record = vec![moving.to.clone()];
+            disk.chain.clone_from(&moving.to);
         }
     }
 
     fn move_over(&mut self, tag: u16) {
         let verify = self.rng.one_in(2);
-        if let Some((mirror, engine)) = self.host.mirror_of(tag) {
-            mirror.switch(engine, verify).expect("it is in sync");
+        let mirror = self.host.mirror_of(tag);
+        let begun = mirror.map(|(mirror, engine)| mirror.switch(engine, verify));
+        self.doing = match begun {
+            Some(Err(e)) => self.stop_moving(tag, &e),
+            _ => Some(Doing::MoveOver(tag)),
+        };
+    }
+
+    /// The record is taken back, then the mirror is stopped.
+    fn stop_moving(&mut self, tag: u16, why: &dyn fmt::Display) -> Option<Doing> {
+        self.gives_up(why);
+        if let (Some(moving), Some(disk)) = (&self.moving, self.disks.get_mut(&tag)) {
+            disk.chain.clone_from(&moving.from);
+            disk.record = vec![moving.from.clone()];
         }
-        self.doing = Some(Doing::MoveOver(tag));
+        let (mirror, engine) = self.host.mirror_of(tag)?;
+        mirror.stop(engine);
+        self.acts.push_back(Act::Collect);
+        Some(Doing::End(tag))
     }
 
     fn start_merge(&mut self, gone: u32) {
@@ -290,7 +304,7 @@ impl<W: Witness> World<W> {
                 link: stands_on_it.then(|| link_to(number)),
             },
         );
-        self.doing = Some(Doing::Relink(ticket));
+        self.doing = Some(Doing::Relink(tag, gone, ticket));
     }
 
     fn relinked(&mut self, gone: u32) {
@@ -300,11 +314,14 @@ impl<W: Witness> World<W> {
                 node.parent = parent;
             }
         }
-        for disk in self.disks.values_mut() {
+        self.merging = None;
+    }
+
+    fn disk_relinked(&mut self, tag: u16, gone: u32) {
+        if let Some(disk) = self.disks.get_mut(&tag) {
             disk.chain.retain(|number| *number != gone);
             disk.record = vec![disk.chain.clone()];
         }
-        self.merging = None;
     }
 
     /// After a crash the headers tell who stands on whom.

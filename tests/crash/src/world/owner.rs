@@ -87,8 +87,8 @@ pub(super) enum Doing {
     End(u16),
     /// A copy of an image into its parent.
     Merge,
-    /// A relink of a disk.
-    Relink(Ticket),
+    /// A disk that takes this image out of its chain.
+    Relink(u16, u32, Ticket),
 }
 
 /// What a live operation means once it is answered.
@@ -140,13 +140,15 @@ impl<W: Witness> World<W> {
         match doing {
             Doing::File => match self.host.take_own() {
                 None => return Some(Doing::File),
-                Some(result) => result.expect("a healthy disk"),
+                Some(Ok(())) => {}
+                Some(Err(e)) => self.gives_up(&e),
             },
             Doing::Live(tag, ticket, live) => match self.host.take(ticket) {
                 None => return Some(Doing::Live(tag, ticket, live)),
-                Some(result) => {
-                    result.unwrap_or_else(|e| panic!("{self:?}: a healthy disk answers: {e}"));
-                    self.answered(tag, live);
+                Some(Ok(_)) => self.answered(tag, live),
+                Some(Err(e)) => {
+                    self.gives_up(&e);
+                    self.live_failed(tag);
                 }
             },
             moving => return self.go_on_moving(moving),
@@ -159,6 +161,10 @@ impl<W: Witness> World<W> {
         let Some(last) = tags.last().copied() else {
             return;
         };
+        if self.merging.is_some() {
+            // What is on record comes first, and it did not work.
+            return;
+        }
         // By turns, beginning with the one that came last: it is also the one that is deleted.
         let disk = tags.get(self.history.len() % tags.len());
         let disk = disk.copied().unwrap_or(last);
