@@ -23,6 +23,8 @@ pub struct Options {
     pub without: u64,
     /// Keeps an inflight region.
     pub inflight: bool,
+    /// The memory cannot be made shorter.
+    pub sealed: bool,
 }
 
 impl Default for Options {
@@ -33,6 +35,7 @@ impl Default for Options {
             data_bytes: 16 << 10,
             without: 0,
             inflight: true,
+            sealed: true,
         }
     }
 }
@@ -71,7 +74,7 @@ impl FrontEnd {
             )
         };
         let bytes = (0..options.queues).fold(0, |offset, _| layout(offset).end());
-        let guest = Guest::new(bytes as usize)?;
+        let guest = Guest::new(bytes as usize, options.sealed)?;
         let mut queues = Vec::new();
         let mut offset = 0;
         for _ in 0..options.queues {

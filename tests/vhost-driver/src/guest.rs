@@ -24,12 +24,14 @@ impl Guest {
     /// Where the front end says that it has it.
     pub const FRONT_ADDRESS: u64 = 0x7f00_0000_0000;
 
-    /// Makes memory of so many bytes, sealed against shrinking.
-    pub fn new(bytes: usize) -> Result<Self> {
+    /// Makes memory of so many bytes, which can be sealed against shrinking as QEMU's is.
+    pub fn new(bytes: usize, sealed: bool) -> Result<Self> {
         let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
         let file = memfd_create("guest", flags)?;
         ftruncate(&file, bytes as u64)?;
-        fcntl_add_seals(&file, SealFlags::SHRINK)?;
+        if sealed {
+            fcntl_add_seals(&file, SealFlags::SHRINK)?;
+        }
         let file = File::from(file);
         let offset = FileOffset::new(file.try_clone()?, 0);
         let map = MmapRegion::from_file(offset, bytes).context("mapping the guest's memory")?;

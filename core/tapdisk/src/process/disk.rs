@@ -389,6 +389,9 @@ impl Disk {
             while let Some(finished) = self.engine.next_finished() {
                 self.finish(finished, outcomes);
             }
+            if self.engine.paused().is_some() {
+                self.vhost.disk_is_paused();
+            }
             self.vhost.publish();
             if over {
                 gone.extend(self.vhost.drop_client(reactor));

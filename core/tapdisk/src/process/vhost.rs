@@ -226,6 +226,13 @@ impl Vhost {
         }
     }
 
+    /// The disk answers nothing for now: a front end that stops a queue does not wait for it.
+    pub(super) fn disk_is_paused(&mut self) {
+        if let Some(client) = &mut self.client {
+            client.device.stop_draining();
+        }
+    }
+
     /// Shows the guest what was answered.
     pub(super) fn publish(&mut self) {
         if let Some(client) = &mut self.client {

@@ -217,6 +217,19 @@ impl Device {
         self.finish_draining();
     }
 
+    /// Stops a queue that is being drained although requests are in flight, as the disk may hold
+    /// them back for long and the front end waits. They are done again when the queue is started
+    /// next; without an inflight region, which is to know of them, it goes on being drained.
+    pub fn stop_draining(&mut self) {
+        if let Some((index, _)) = self.draining
+            && let Some(ring) = self.rings.get_mut(usize::from(index))
+            && ring.inflight.is_some()
+        {
+            ring.stop();
+            self.finish_draining();
+        }
+    }
+
     /// Tells the guest that kicks are not needed for now.
     pub fn refuse_kicks(&self) {
         let queues = self.rings.iter().filter_map(|ring| ring.queue.as_ref());

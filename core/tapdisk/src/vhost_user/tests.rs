@@ -30,6 +30,8 @@ struct Disk {
     log: Vec<(&'static str, u64)>,
     /// Jobs from this one on are not answered.
     answered_max: Option<usize>,
+    /// Nothing will be answered for long.
+    paused: bool,
 }
 
 impl Disk {
@@ -193,6 +195,9 @@ fn run(
             }
             let answer = disk.perform(&work, &mut pool);
             device.answer(slot, answer, &mut pool);
+        }
+        if disk.lock().paused {
+            device.stop_draining();
         }
         device.publish();
         while send(&mut device, socket) == Moved::Some {}

@@ -197,6 +197,31 @@ async fn a_front_end_that_makes_no_sense_is_cut_off_and_the_next_one_served() {
 }
 
 #[tokio::test]
+async fn memory_that_is_cut_off_ends_the_process_and_costs_nothing_that_was_flushed() {
+    let bench = Bench::new();
+    let client = bench.client("a").await;
+    let other = bench.client("b").await;
+    bench.create(&client, "d.vhd", 16 * MIB, None).await;
+    let socket = serve(&bench, &client, &["d.vhd"]).await;
+    let options = Options {
+        sealed: false,
+        ..Options::default()
+    };
+    let mut front = FrontEnd::connect(&socket, options).unwrap();
+    assert_eq!(front.write(0, &[1; 512]).unwrap(), Status::Ok);
+    assert_eq!(front.flush().unwrap(), Status::Ok);
+    rustix::fs::ftruncate(front.guest().fd(), 0).unwrap();
+    // The front end cannot look at its own memory any more either; this kick is all it can do.
+    front.queues[0].kick();
+    client.gone().await;
+    assert!(!other.is_gone());
+    let client = bench.client("a").await;
+    let socket = serve(&bench, &client, &["d.vhd"]).await;
+    let mut front = FrontEnd::connect(&socket, Options::default()).unwrap();
+    assert_eq!(front.read(0, 512).unwrap(), [1; 512]);
+}
+
+#[tokio::test]
 async fn resize_freeze_and_read_only_reach_the_guest() {
     let bench = Bench::new();
     let client = bench.client("a").await;

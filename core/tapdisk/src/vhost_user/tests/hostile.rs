@@ -263,7 +263,7 @@ fn messages_that_make_no_sense_end_the_connection() {
 #[test]
 fn memory_that_is_not_there_is_refused() {
     let (_back, mut front) = BackEnd::with(Options::default());
-    let file = Guest::new(1 << 16).unwrap();
+    let file = Guest::new(1 << 16, true).unwrap();
     let free = Guest::ADDRESS + front.guest().len_bytes();
     for (what, fields) in [
         ("more than its file", [0, free, (1 << 16) + 1, 0, 0]),
@@ -322,7 +322,7 @@ fn inflight_regions_that_do_not_fit_are_refused() {
         bytes.extend([queues.to_le_bytes(), entries.to_le_bytes()].concat());
         bytes
     };
-    let file = Guest::new(1 << 16).unwrap();
+    let file = Guest::new(1 << 16, true).unwrap();
     for (size, offset, queues, entries) in [
         (1 << 16, 4096, 1, 64),
         (1 << 16, u64::MAX, 1, 64),

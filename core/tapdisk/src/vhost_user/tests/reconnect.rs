@@ -140,3 +140,23 @@ fn a_front_end_that_comes_back_without_a_region_goes_on_at_its_base() {
     assert_eq!(front.read(9, 512).unwrap(), [1; 512]);
     assert_eq!(front.stop_queue(0).unwrap(), 11);
 }
+
+#[test]
+fn a_queue_is_stopped_while_the_disk_holds_requests_back_and_they_are_done_later() {
+    let (back, mut front) = BackEnd::with(Options::default());
+    back.disk.lock().answered_max = Some(10);
+    let sectors = fill(&mut front, 0);
+    wait_kept(&back, &front, 54);
+    back.disk.lock().paused = true;
+    assert_eq!(front.stop_queue(0).unwrap(), 64);
+    assert_eq!(front.queues[0].used_index(), 10);
+    back.disk.lock().paused = false;
+    back.disk.lock().answered_max = None;
+    front.start_queue(0).unwrap();
+    let mut done = [Vec::new()];
+    finish(&mut front, &mut done);
+    assert_eq!(done[0].len(), 64, "each is answered once");
+    for sector in sectors {
+        assert_eq!(front.read(sector, 512).unwrap(), [sector as u8; 512]);
+    }
+}

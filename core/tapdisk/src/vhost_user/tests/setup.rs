@@ -134,7 +134,7 @@ fn memory_can_be_added_and_taken_back() {
     let (_back, mut front) = BackEnd::with(Options::default());
     let slots = front.connection().ask_number(number::GET_MAX_MEM_SLOTS);
     assert_eq!(slots.unwrap(), super::super::REGIONS_MAX as u64);
-    let more = Guest::new(1 << 16).unwrap();
+    let more = Guest::new(1 << 16, true).unwrap();
     let region = |address: u64| {
         let fields = [0, address, 1 << 16, 0x6000_0000_0000, 0];
         fields.map(u64::to_le_bytes).concat()
