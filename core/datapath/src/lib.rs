@@ -28,6 +28,6 @@ mod supervisor;
 pub use client::{CALL_DEADLINE, Client, HELLO_DEADLINE, NewImage};
 pub use protocol::{
     Access, Cache, DiskSettings, DiskState, Error, ErrorKind, Extent, Format, ImageInfo, Reply,
-    Request,
+    Request, Secret, Tls, TlsPolicy,
 };
 pub use supervisor::{Supervisor, SupervisorConfig, listen};

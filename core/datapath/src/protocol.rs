@@ -72,6 +72,53 @@ pub struct ImageInfo {
     pub clean: bool,
 }
 
+/// Whether clients of an export have to use TLS.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TlsPolicy {
+    /// They may.
+    Allow,
+    /// They must: nothing else is answered before.
+    Require,
+}
+
+/// What an export needs for TLS 1.2 and 1.3, with X.509 certificates.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tls {
+    /// Whether it is used.
+    pub policy: TlsPolicy,
+    /// The server's certificate and those between it and its root, in this order, as PEM.
+    pub certificates_pem: String,
+    /// Its private key, as PEM.
+    pub key_pem: Secret,
+    /// Whoever signed the certificates of the clients that are let in, as PEM; `None` asks clients
+    /// for no certificate.
+    pub client_ca_pem: Option<String>,
+}
+
+/// A text that no log shows.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Secret(String);
+
+impl Secret {
+    /// Takes a text in.
+    pub fn new(text: impl Into<String>) -> Self {
+        Self(text.into())
+    }
+
+    /// The text.
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Secret(..)")
+    }
+}
+
 /// The parent of an image about to be created.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ParentRef {
@@ -115,6 +162,9 @@ pub enum Request {
         disk: DpId,
         /// The only export name answered to, and the default one.
         export: String,
+        /// TLS for clients that connect from now on; `None` serves in the clear.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        tls: Option<Box<Tls>>,
     },
     /// Serves an open disk as a vhost-user block device on a listening unix socket (one
     /// descriptor), beside NBD or without it. One front end at a time; one that comes while another

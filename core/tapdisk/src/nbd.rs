@@ -30,6 +30,7 @@
 //! | newstyle, not fixed | `EXPORT_NAME` and nothing else; any other option closes |
 //! | `OPT_EXPORT_NAME` | the export and the default name; closes on others and after `EXTENDED_HEADERS` |
 //! | `OPT_ABORT`, `OPT_LIST` | yes, one export |
+//! | `OPT_STARTTLS` | where the export has it: TLS 1.2 and 1.3, X.509; where it is required all other options are `ERR_TLS_REQD` before, but `ABORT` |
 //! | `OPT_INFO`, `OPT_GO` | `INFO_EXPORT` and `INFO_BLOCK_SIZE` (512, 4096, 32 MiB) always, `INFO_NAME` when asked; there is no description |
 //! | `OPT_STRUCTURED_REPLY` | yes; `ERR_EXT_HEADER_REQD` after `EXTENDED_HEADERS` |
 //! | `OPT_EXTENDED_HEADERS` | yes: 64 bits of length, `BLOCK_STATUS_EXT`, every reply a chunk |
@@ -52,13 +53,17 @@
 mod handshake;
 mod reply;
 mod request;
+mod secured;
 mod session;
+mod tls;
 
 pub use request::REQUEST_BYTES_MAX;
-pub use session::{IN_FLIGHT_BYTES_MAX, IN_FLIGHT_MAX, Session};
+pub use secured::Session;
+pub use session::{IN_FLIGHT_BYTES_MAX, IN_FLIGHT_MAX};
+pub use tls::Tls;
 
 /// What a session serves.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Export {
     /// The only name answered to, besides the empty one.
     pub name: String,
@@ -66,6 +71,8 @@ pub struct Export {
     pub size_bytes: u64,
     /// Whether writes are refused.
     pub read_only: bool,
+    /// Without it `STARTTLS` is refused.
+    pub tls: Option<Tls>,
 }
 
 #[cfg(test)]

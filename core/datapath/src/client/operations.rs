@@ -3,7 +3,7 @@
 use super::{Client, unexpected};
 use crate::protocol::{
     Access, DiskLatencies, DiskSettings, DiskState, Error, Extent, Format, ImageInfo, Limits,
-    ParentRef, Policy, Reply, Request,
+    ParentRef, Policy, Reply, Request, Tls,
 };
 use std::os::fd::OwnedFd;
 use units::{DpId, RequestId};
@@ -78,9 +78,38 @@ impl Client {
         export: &str,
         listener: OwnedFd,
     ) -> Result<(), Error> {
+        self.serve_with(request_id, disk, export, None, listener)
+            .await
+    }
+
+    /// As [`Client::serve`], with TLS for clients that may or must use it.
+    ///
+    /// # Errors
+    /// `Unsupported` when the certificates or the key are none; as [`Client::call`].
+    pub async fn serve_tls(
+        &self,
+        request_id: &RequestId,
+        disk: &DpId,
+        export: &str,
+        tls: Tls,
+        listener: OwnedFd,
+    ) -> Result<(), Error> {
+        self.serve_with(request_id, disk, export, Some(Box::new(tls)), listener)
+            .await
+    }
+
+    async fn serve_with(
+        &self,
+        request_id: &RequestId,
+        disk: &DpId,
+        export: &str,
+        tls: Option<Box<Tls>>,
+        listener: OwnedFd,
+    ) -> Result<(), Error> {
         let request = Request::Serve {
             disk: disk.clone(),
             export: export.to_owned(),
+            tls,
         };
         self.done("serve", request_id, request, vec![listener])
             .await

@@ -161,3 +161,32 @@ fn a_peer_that_does_not_read_fills_a_queue_with_a_limit() {
     }
     assert_eq!(writer.push(&"x", vec![]).unwrap_err().kind, ErrorKind::Busy);
 }
+
+#[test]
+fn a_key_travels_and_is_not_shown() {
+    let tls = crate::Tls {
+        policy: crate::TlsPolicy::Require,
+        certificates_pem: "cert".to_owned(),
+        key_pem: crate::Secret::new("-----BEGIN hush"),
+        client_ca_pem: None,
+    };
+    let request = crate::Request::Serve {
+        disk: "d".parse().unwrap(),
+        export: "d".to_owned(),
+        tls: Some(Box::new(tls)),
+    };
+    let shown = format!("{request:?} {request:#?}");
+    assert!(
+        !shown.contains("hush") && shown.contains("Require"),
+        "{shown}"
+    );
+    let text = serde_json::to_string(&request).unwrap();
+    assert_eq!(
+        serde_json::from_str::<crate::Request>(&text).unwrap(),
+        request
+    );
+    // And what was sent before there was TLS still is a request.
+    let old = r#"{"op":"serve","disk":"d","export":"d"}"#;
+    let old = serde_json::from_str::<crate::Request>(old).unwrap();
+    assert!(matches!(old, crate::Request::Serve { tls: None, .. }));
+}

@@ -1,8 +1,8 @@
 //! Options: what each one means and the bytes of its reply.
 
-use super::Export;
 use super::reply::ALLOCATION_CONTEXT;
 use super::request::{Agreed, MINIMUM_BYTES, PREFERRED_BYTES, REQUEST_BYTES_MAX, Style};
+use super::{Export, Tls};
 use datapath::nbd::wire;
 
 /// Longest option taken: a name of 4096 bytes and room for its requests and queries.
@@ -23,6 +23,8 @@ pub(super) enum Next {
     Transmission,
     /// The session ends once the reply is sent.
     End,
+    /// TLS from the next byte on; nothing that was settled in the clear counts.
+    StartTls,
     /// The session ends at once: this option has no reply that could say why.
     Drop,
 }
@@ -35,6 +37,7 @@ const TRAILING: Refusal = (
     wire::REP_ERR_INVALID,
     "the option is longer than its content",
 );
+const TLS_FIRST: Refusal = (wire::REP_ERR_TLS_REQD, "this export is served under TLS");
 const NO_EXPORT: Refusal = (wire::REP_ERR_UNKNOWN, "no such export");
 
 /// The server's first bytes.
@@ -65,7 +68,12 @@ pub(super) fn option(
     if !agreed.fixed && option != wire::OPT_EXPORT_NAME {
         return Next::Drop;
     }
+    let in_the_clear = export.tls.as_ref().is_some_and(Tls::is_required) && !agreed.secured;
     let (result, after) = match option {
+        wire::OPT_STARTTLS => (start_tls(export, *agreed, data), Next::StartTls),
+        wire::OPT_EXPORT_NAME if in_the_clear => return Next::Drop,
+        // Whoever wants to leave is let go, as the specification has it for every state.
+        _ if in_the_clear && option != wire::OPT_ABORT => (Err(TLS_FIRST), Next::Option),
         wire::OPT_EXPORT_NAME => return export_name(export, *agreed, data, out),
         wire::OPT_ABORT => (Ok(()), Next::End),
         wire::OPT_LIST => (list(export, data, out), Next::Option),
@@ -103,6 +111,19 @@ fn export_name(export: &Export, agreed: Agreed, data: &[u8], out: &mut Vec<u8>) 
         out.extend([0; 124]);
     }
     Next::Transmission
+}
+
+fn start_tls(export: &Export, agreed: Agreed, data: &[u8]) -> Result<(), Refusal> {
+    if !data.is_empty() {
+        return Err(TRAILING);
+    }
+    if agreed.secured {
+        return Err((wire::REP_ERR_INVALID, "TLS is there already"));
+    }
+    if export.tls.is_none() {
+        return Err((wire::REP_ERR_POLICY, "this export is served without TLS"));
+    }
+    Ok(())
 }
 
 fn structured_reply(agreed: &mut Agreed, data: &[u8]) -> Result<(), Refusal> {

@@ -73,6 +73,17 @@ impl Output {
         self.spent.clear();
     }
 
+    /// Takes what waits, as bytes.
+    pub(super) fn drain_bytes(&mut self) -> Vec<u8> {
+        let pieces = std::mem::take(&mut self.pieces);
+        pieces
+            .iter()
+            .flat_map(Piece::parts)
+            .flatten()
+            .copied()
+            .collect()
+    }
+
     /// Bytes of the handshake.
     pub(super) fn push_bytes(&mut self, bytes: Vec<u8>) {
         self.pieces.push(Piece::new(Body::Bytes(bytes), NO_SLOT));

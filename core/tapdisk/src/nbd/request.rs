@@ -39,6 +39,8 @@ pub(super) struct Agreed {
     /// The client knows options besides `EXPORT_NAME`.
     pub(super) fixed: bool,
     pub(super) no_zeroes: bool,
+    /// Everything travels under TLS.
+    pub(super) secured: bool,
     pub(super) style: Style,
     pub(super) allocation: bool,
 }

@@ -1,10 +1,10 @@
 //! One connection: where it is in the protocol, what is in flight, what waits to be sent.
 
-use super::Export;
 use super::handshake::{self, Next, OPTION_BYTES_MAX, OPTIONS_MAX};
 use super::reply::Output;
 use super::request::{Agreed, Header, REQUEST_BYTES_MAX, Style};
-use crate::frontend::{Answer, Buffers, Errno, Failure, FrontEnd, Job, Slot, Work};
+use super::{Export, Tls};
+use crate::frontend::{Answer, Buffers, Errno, Failure, Job, Slot, Work};
 use block::Buffer;
 use datapath::nbd::wire;
 use std::collections::VecDeque;
@@ -53,9 +53,9 @@ struct Request {
     answered: bool,
 }
 
-/// One connection. See the module's page.
+/// One connection in the clear. See the module's page.
 #[derive(Debug)]
-pub struct Session {
+pub(super) struct Session {
     export: Export,
     phase: Phase,
     agreed: Agreed,
@@ -68,13 +68,16 @@ pub struct Session {
     unfinished: VecDeque<Slot>,
     cost_bytes: usize,
     output: Output,
+    /// `STARTTLS` was agreed to, and nothing was taken after it.
+    starts_tls: bool,
+    is_greeted: bool,
     /// Set when the peer cannot hear answers any more.
     deaf: bool,
 }
 
 impl Session {
     /// Begins a session; the greeting is its first output.
-    pub fn new(export: Export) -> Self {
+    pub(super) fn new(export: Export) -> Self {
         let mut output = Output::default();
         output.push_bytes(handshake::greeting());
         Self {
@@ -88,6 +91,8 @@ impl Session {
             unfinished: VecDeque::new(),
             cost_bytes: 0,
             output,
+            starts_tls: false,
+            is_greeted: false,
             deaf: false,
         }
     }
@@ -96,7 +101,7 @@ impl Session {
     /// them when answers have to be given and sent first, when a payload is lent out, and none
     /// when it is ending; the rest is to be offered again. The jobs that came of them wait in
     /// [`Session::next_job`].
-    pub fn receive(&mut self, bytes: &[u8], pool: &mut impl Buffers) -> usize {
+    pub(super) fn receive(&mut self, bytes: &[u8], pool: &mut impl Buffers) -> usize {
         let mut rest = bytes;
         loop {
             let moved = match &mut self.phase {
@@ -113,10 +118,25 @@ impl Session {
         }
     }
 
+    /// Whether TLS begins with the next byte; told once.
+    pub(super) fn starts_tls(&mut self) -> bool {
+        std::mem::take(&mut self.starts_tls)
+    }
+
+    /// The export's TLS.
+    pub(super) fn tls(&self) -> Option<&Tls> {
+        self.export.tls.as_ref()
+    }
+
+    /// What the handshake has to send and did not hand out; there are no requests yet.
+    pub(super) fn drain_handshake(&mut self) -> Vec<u8> {
+        self.output.drain_bytes()
+    }
+
     /// Lends the buffer of a long payload and how much of it is filled, so that what comes next can
     /// be received straight into it; to be given back with [`Session::payload_back`]. Only when
     /// everything received before was taken.
-    pub fn lend_payload(&mut self) -> Option<(Buffer, usize)> {
+    pub(super) fn lend_payload(&mut self) -> Option<(Buffer, usize)> {
         let Phase::Payload { data, filled, .. } = &mut self.phase else {
             return None;
         };
@@ -126,7 +146,12 @@ impl Session {
     }
 
     /// Takes a lent buffer back, with more of it filled.
-    pub fn payload_back(&mut self, buffer: Buffer, now_filled: usize, pool: &mut impl Buffers) {
+    pub(super) fn payload_back(
+        &mut self,
+        buffer: Buffer,
+        now_filled: usize,
+        pool: &mut impl Buffers,
+    ) {
         match &mut self.phase {
             Phase::Payload { data, filled, .. } if data.is_none() => {
                 *filled = now_filled.min(buffer.len());
@@ -138,12 +163,12 @@ impl Session {
     }
 
     /// The next job that came of what was received, or of the answer to a part of a request.
-    pub fn next_job(&mut self) -> Option<Job> {
+    pub(super) fn next_job(&mut self) -> Option<Job> {
         self.go_on().or_else(|| self.jobs.pop_front())
     }
 
     /// Answers a job. Every job is answered exactly once, in any order.
-    pub fn answer(&mut self, slot: Slot, answer: Answer) {
+    pub(super) fn answer(&mut self, slot: Slot, answer: Answer) {
         let Some(Some(request)) = self.requests.get_mut(slot.0 as usize) else {
             return;
         };
@@ -160,18 +185,18 @@ impl Session {
     }
 
     /// Whether something is to be sent.
-    pub fn has_output(&self) -> bool {
+    pub(super) fn has_output(&self) -> bool {
         !self.output.is_empty()
     }
 
     /// What is to be sent, in order. It goes out as a whole before what is taken next, and comes
     /// back with [`Session::sent`].
-    pub fn take_output(&mut self) -> Vec<Piece> {
+    pub(super) fn take_output(&mut self) -> Vec<Piece> {
         self.output.take()
     }
 
     /// Takes back what was sent, or could not be because the peer is gone.
-    pub fn sent(&mut self, mut pieces: Vec<Piece>, pool: &mut impl Buffers) {
+    pub(super) fn sent(&mut self, mut pieces: Vec<Piece>, pool: &mut impl Buffers) {
         for piece in pieces.drain(..) {
             if let Body::Shared(data) = piece.body
                 && let Ok(buffer) = data.try_unshare()
@@ -184,7 +209,7 @@ impl Session {
     }
 
     /// Takes no more requests; those in flight are answered.
-    pub fn end(&mut self) {
+    pub(super) fn end(&mut self) {
         if let Phase::Payload { slot, .. } | Phase::Discard { slot, .. } = self.phase {
             self.over(slot);
         }
@@ -193,7 +218,7 @@ impl Session {
 
     /// The peer closed or the socket failed: as [`Session::end`], and nothing more is sent. Whether
     /// what was taken to be sent comes back does not matter any more.
-    pub fn lost(&mut self) {
+    pub(super) fn lost(&mut self) {
         self.end();
         self.deaf = true;
         self.output.discard();
@@ -206,28 +231,28 @@ impl Session {
     }
 
     /// Takes over the disk's new size.
-    pub fn set_size(&mut self, size_bytes: u64) {
+    pub(super) fn set_size(&mut self, size_bytes: u64) {
         self.export.size_bytes = size_bytes;
     }
 
-    /// Whether the session is past the handshake.
-    pub fn is_greeted(&self) -> bool {
-        !matches!(self.phase, Phase::Flags | Phase::Option(_))
+    /// Whether the export was entered.
+    pub(super) fn is_greeted(&self) -> bool {
+        self.is_greeted
     }
 
     /// Whether no more input is taken for good.
-    pub fn is_ending(&self) -> bool {
+    pub(super) fn is_ending(&self) -> bool {
         matches!(self.phase, Phase::Ending)
     }
 
     /// Whether everything is answered and sent, so that the socket can be closed.
-    pub fn is_finished(&self) -> bool {
+    pub(super) fn is_finished(&self) -> bool {
         let all_sent = self.deaf || (self.output.is_empty() && !self.output.is_out());
         self.is_ending() && self.in_flight() == 0 && all_sent
     }
 
     /// Requests between header and end of reply.
-    pub fn in_flight(&self) -> usize {
+    pub(super) fn in_flight(&self) -> usize {
         self.requests.len() - self.free.len()
     }
 
@@ -306,6 +331,21 @@ impl Session {
             Next::Transmission => {
                 self.held.shrink_to(wire::EXTENDED_REQUEST_BYTES);
                 self.phase = Phase::Request;
+                self.is_greeted = true;
+            }
+            Next::StartTls => {
+                let Agreed {
+                    fixed, no_zeroes, ..
+                } = self.agreed;
+                self.agreed = Agreed {
+                    fixed,
+                    no_zeroes,
+                    secured: true,
+                    ..Agreed::default()
+                };
+                self.phase = Phase::Option(seen + 1);
+                self.starts_tls = true;
+                return None;
             }
             Next::End => self.end(),
             Next::Drop => self.lost(),
@@ -431,35 +471,5 @@ impl Session {
             self.cost_bytes -= request.header.cost_bytes();
             self.free.push(slot);
         }
-    }
-}
-
-impl FrontEnd for Session {
-    fn next_job(&mut self, _: &mut impl Buffers) -> Option<Job> {
-        self.next_job()
-    }
-
-    fn answer(&mut self, slot: Slot, answer: Answer, _: &mut impl Buffers) {
-        self.answer(slot, answer);
-    }
-
-    fn set_size(&mut self, size_bytes: u64) {
-        self.set_size(size_bytes);
-    }
-
-    fn end(&mut self) {
-        self.end();
-    }
-
-    fn lost(&mut self) {
-        self.lost();
-    }
-
-    fn in_flight(&self) -> usize {
-        self.in_flight()
-    }
-
-    fn is_finished(&self) -> bool {
-        self.is_finished()
     }
 }

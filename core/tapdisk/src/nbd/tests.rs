@@ -1,10 +1,13 @@
 //! Byte scripts: what a client sends and exactly what comes back. The numbers are written out here
 //! from the protocol's specification and share nothing with the code under test.
 
+#[path = "../../tests/process/certificates.rs"]
+mod certificates;
 mod extended;
 mod hostile;
 mod options;
 mod requests;
+mod tls;
 
 use super::*;
 use crate::frontend::{Answer, BlockRun, Errno, Failure, Job, Slot, Work};
@@ -31,6 +34,7 @@ impl Wire {
             name: "disk".to_owned(),
             size_bytes: SIZE,
             read_only,
+            tls: None,
         };
         let session = Session::new(export);
         Self {

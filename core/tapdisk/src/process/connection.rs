@@ -163,6 +163,7 @@ mod tests {
             name: "d".to_owned(),
             size_bytes: 1 << 20,
             read_only: false,
+            tls: None,
         };
         let mut reactor = Reactor::new().unwrap();
         let key = Keys::default().next();

@@ -6,7 +6,7 @@ use super::reactor::{Key, Keys, Reactor, StreamEvent};
 use super::vhost::Vhost;
 use crate::engine::{self, Done, Engine, Finished, LiveOp, Request, Ticket};
 use crate::frontend::{Answer, BlockRun, Buffers, Errno, Failure, Job, Slot, Work};
-use crate::nbd::Export;
+use crate::nbd::{Export, Tls};
 use crate::slab::Slab;
 use block::{Buffer, FileId};
 use datapath::protocol::{
@@ -49,6 +49,7 @@ struct Served {
     key: Key,
     listener: Listener,
     export: String,
+    tls: Option<Tls>,
 }
 
 /// What a ticket is for.
@@ -204,7 +205,7 @@ impl Disk {
         reactor: &mut Reactor,
         key: Key,
         listener: Listener,
-        export: String,
+        (export, tls): (String, Option<Tls>),
     ) -> Option<Key> {
         let old = self.served.as_ref().map(|served| served.key);
         old.into_iter().for_each(|key| reactor.forget(key));
@@ -212,6 +213,7 @@ impl Disk {
             key,
             listener,
             export,
+            tls,
         });
         old
     }
@@ -303,6 +305,7 @@ impl Disk {
                 name: served.export.clone(),
                 size_bytes,
                 read_only,
+                tls: served.tls.clone(),
             };
             let key = keys.next();
             match Connection::new(reactor, key, socket, export) {

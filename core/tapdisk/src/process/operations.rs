@@ -131,7 +131,9 @@ impl Process {
                     .collect();
                 Some(self.open(disk, layers, extent, (access, settings)))
             }
-            (Request::Serve { disk, export }, Some(fd)) => Some(self.serve(&disk, export, fd)),
+            (Request::Serve { disk, export, tls }, Some(fd)) => {
+                Some(self.serve(&disk, export, tls.as_deref(), fd))
+            }
             (Request::ServeVhostUser { disk, serial }, Some(fd)) => {
                 Some(self.serve_vhost_user(&disk, &serial, fd))
             }

@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
 
 mod bench;
+mod certificates;
 mod control;
 mod direct;
 mod faults;
@@ -16,4 +17,5 @@ mod pipelines;
 mod serving;
 mod settings;
 mod snapshots;
+mod tls;
 mod vhost;

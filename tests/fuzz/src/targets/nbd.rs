@@ -25,6 +25,7 @@ pub fn target(bytes: &[u8]) {
             SIZE
         },
         read_only: input.one_in(4),
+        tls: None,
     };
     let script = script::make(&mut input);
     let payload = script.bytes.len() as u64;

@@ -195,6 +195,7 @@ fn large_requests_are_held_by_their_bytes() {
         name: String::new(),
         size_bytes: 1 << 40,
         read_only: false,
+        tls: None,
     };
     let mut wire = Wire {
         session: Session::new(export),

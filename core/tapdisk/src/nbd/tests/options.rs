@@ -3,6 +3,7 @@
 use super::*;
 
 const UNSUP: u32 = (1 << 31) + 1;
+const POLICY: u32 = (1 << 31) + 2;
 const INVALID: u32 = (1 << 31) + 3;
 const UNKNOWN: u32 = (1 << 31) + 6;
 const TOO_BIG: u32 = (1 << 31) + 9;
@@ -55,7 +56,7 @@ fn every_option_has_its_answer_and_the_session_goes_on() {
             "STARTTLS",
             5,
             vec![],
-            option_reply(5, UNSUP, b"unknown option"),
+            option_reply(5, POLICY, b"this export is served without TLS"),
         ),
         (
             "unknown with data",

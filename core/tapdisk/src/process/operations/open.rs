@@ -2,6 +2,7 @@
 
 use super::{Answered, Process, engine_error, found};
 use crate::engine::{Config, Engine, LayerImage, LayerSpec};
+use crate::nbd::Tls;
 use crate::process::ReplyTo;
 use crate::process::disk::{Disk, FileIdentity};
 use crate::process::images::{extent as vhd_extent, refused};
@@ -193,12 +194,19 @@ impl Process {
         (0..u16::MAX).find(|tag| !self.tags.contains_key(tag))
     }
 
-    pub(super) fn serve(&mut self, id: &DpId, export: String, fd: OwnedFd) -> Answered {
+    pub(super) fn serve(
+        &mut self,
+        id: &DpId,
+        export: String,
+        tls: Option<&datapath::Tls>,
+        fd: OwnedFd,
+    ) -> Answered {
+        let tls = tls.map(Tls::new).transpose()?;
         let disk = found(self.disks.get_mut(id), id)?;
         let listener = Listener::new(fd)
             .map_err(|e| Error::new(ErrorKind::Protocol, format!("cannot serve {id}: {e}")))?;
         let key = self.keys.next();
-        if let Some(old) = disk.serve(&mut self.reactor, key, listener, export) {
+        if let Some(old) = disk.serve(&mut self.reactor, key, listener, (export, tls)) {
             self.owners.remove(&old);
         }
         self.owners.insert(key, id.clone());
