@@ -20,6 +20,7 @@
 //! writes with FUA, and in write-through mode every change. A barrier that fails poisons the disk.
 
 use super::Engine;
+use super::cache::BITMAP_BYTES;
 use super::pause::Stall;
 use super::request::Error;
 use super::state::{Context, Kind};
@@ -78,6 +79,12 @@ impl Flush {
     }
 }
 
+/// Views of a buffer, each of so many bytes.
+fn cut(data: &SharedBuffer, bytes: usize) -> impl Iterator<Item = SharedBuffer> {
+    let starts = (0..data.len()).step_by(bytes);
+    starts.filter_map(move |start| data.slice(start..start.saturating_add(bytes)))
+}
+
 impl Engine {
     /// Adds a block to those the next flush writes.
     pub(super) fn mark_dirty(&mut self, block: u32) {
@@ -131,28 +138,29 @@ impl Engine {
         self.flush.phase = Phase::Fresh;
         self.flush.pending = 1;
         let file = self.map.leaf().file;
-        for block in self.flush.blocks.clone() {
-            let Some(known) = self.map.leaf_blocks.get(block) else {
-                continue;
-            };
-            known.dirty = false;
-            known.flushing = true;
-            let mut copy = self.pool.take(known.bits.len());
-            copy.as_mut_slice().copy_from_slice(known.bits.as_slice());
-            let offset = u64::from(known.entry).saturating_mul(SECTOR_BYTES);
-            if known.fresh.is_none() {
-                self.flush.old_bitmaps.push((offset, copy.share()));
-                continue;
+        // One buffer for all of them: there may be a thousand, and a buffer is at least a page.
+        let blocks = self.flush.blocks.clone();
+        let mut copies = self.pool.take(blocks.len().saturating_mul(BITMAP_BYTES));
+        let mut places = Vec::with_capacity(blocks.len());
+        let rooms = copies.as_mut_slice().chunks_exact_mut(BITMAP_BYTES);
+        for (block, room) in blocks.into_iter().zip(rooms) {
+            places.push(self.map.leaf_blocks.get(block).map(|known| {
+                known.dirty = false;
+                known.flushing = true;
+                room.copy_from_slice(known.bits.as_slice());
+                let offset = u64::from(known.entry).saturating_mul(SECTOR_BYTES);
+                (offset, known.fresh.is_some())
+            }));
+        }
+        for (place, data) in places.into_iter().zip(cut(&copies.share(), BITMAP_BYTES)) {
+            match place {
+                None => {}
+                Some((offset, false)) => self.flush.old_bitmaps.push((offset, data)),
+                Some((offset, true)) => {
+                    self.flush.pending = self.flush.pending.saturating_add(1);
+                    self.emit(file, Action::Write { offset, data }, Context::FlushWrite);
+                }
             }
-            self.flush.pending = self.flush.pending.saturating_add(1);
-            self.emit(
-                file,
-                Action::Write {
-                    offset,
-                    data: copy.share(),
-                },
-                Context::FlushWrite,
-            );
         }
         self.flush_write_done(Ok(()));
     }
@@ -218,13 +226,16 @@ impl Engine {
             }
         }
         // Made only now, so that a sector shows all blocks committed here.
-        for block in sectors.into_values() {
-            if let Some(sector) = self.bat_sector(block) {
-                let mut buffer = self.pool.take(sector.bytes.len());
-                buffer.as_mut_slice().copy_from_slice(&sector.bytes);
-                writes.push((sector.offset, buffer.share()));
-            }
+        let sectors = sectors.into_values();
+        let sectors: Vec<_> = sectors.filter_map(|block| self.bat_sector(block)).collect();
+        let sector_bytes = SECTOR_BYTES as usize;
+        let mut copies = self.pool.take(sectors.len().saturating_mul(sector_bytes));
+        let rooms = copies.as_mut_slice().chunks_exact_mut(sector_bytes);
+        for (sector, room) in sectors.iter().zip(rooms) {
+            room.copy_from_slice(&sector.bytes);
         }
+        let offsets = sectors.iter().map(|sector| sector.offset);
+        writes.extend(offsets.zip(cut(&copies.share(), sector_bytes)));
         writes.sort_unstable_by_key(|(offset, _)| *offset);
         for (offset, data) in writes {
             self.flush.pending = self.flush.pending.saturating_add(1);
