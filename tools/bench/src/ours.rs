@@ -3,8 +3,9 @@
 use crate::process::signal;
 use anyhow::{Context, Result};
 use datapath::protocol::ParentRef;
-use datapath::{Access, Client, Extent, Format, NewImage, Supervisor, SupervisorConfig, listen};
-use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
+use datapath::{
+    Access, Client, DiskSettings, Extent, Format, NewImage, Supervisor, SupervisorConfig, listen,
+};
 use rustix::process::Signal;
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::MetadataExt;
@@ -23,6 +24,15 @@ pub(crate) enum Cache {
     Page,
     /// They do not: `O_DIRECT`.
     Direct,
+}
+
+impl From<Cache> for datapath::Cache {
+    fn from(cache: Cache) -> Self {
+        match cache {
+            Cache::Page => Self::PageCache,
+            Cache::Direct => Self::Direct,
+        }
+    }
 }
 
 /// Where the binary is and where its sockets and logs go.
@@ -115,21 +125,20 @@ impl Ours {
     }
 
     async fn open_for(&self, chain: &[&Path], cache: Cache, access: Access) -> Result<Duration> {
-        let files: Vec<File> = chain.iter().map(|path| open(path)).collect::<Result<_>>()?;
-        let mut layers = Vec::with_capacity(files.len());
-        for file in &files {
-            layers.push((Format::Vhd, file.try_clone()?.into()));
+        let mut layers = Vec::with_capacity(chain.len());
+        for path in chain {
+            layers.push((Format::Vhd, open(path)?.into()));
         }
-        let rid = RequestId::random();
+        let settings = DiskSettings {
+            cache: cache.into(),
+            ..DiskSettings::default()
+        };
+        let (rid, disk) = (RequestId::random(), disk()?);
         let begun = Instant::now();
         self.client
-            .open(&rid, &disk()?, layers, Extent::Grows, access)
+            .open_with(&rid, &disk, layers, Extent::Grows, access, settings)
             .await?;
-        let took = begun.elapsed();
-        for file in &files {
-            go_direct(file, cache)?;
-        }
-        Ok(took)
+        Ok(begun.elapsed())
     }
 
     /// Serves the open disk; returns the URI.
@@ -163,17 +172,14 @@ impl Ours {
     ///
     /// # Errors
     /// Those of the file and the process.
-    pub(crate) async fn snapshot(&self, leaf: &Image, cache: Cache) -> Result<(Instant, Instant)> {
-        let file = open(&leaf.path)?;
-        let container = file.try_clone()?.into();
+    pub(crate) async fn snapshot(&self, leaf: &Image) -> Result<(Instant, Instant)> {
+        let container = open(&leaf.path)?.into();
         let (rid, disk) = (RequestId::random(), disk()?);
         let asked = Instant::now();
         self.client
             .snapshot(&rid, &disk, leaf.uuid, container)
             .await?;
-        let done = Instant::now();
-        go_direct(&file, cache)?;
-        Ok((asked, done))
+        Ok((asked, Instant::now()))
     }
 
     /// Ends the process, which has no disk.
@@ -203,16 +209,6 @@ impl Drop for Ours {
             signal(self.pid(), Signal::KILL);
         }
     }
-}
-
-/// Metadata is read while opening with reads of any length, which `O_DIRECT` refuses; what comes
-/// after is aligned. The flag belongs to the open file that both processes share.
-fn go_direct(file: &File, cache: Cache) -> Result<()> {
-    if cache == Cache::Direct {
-        let flags = fcntl_getfl(file)? | OFlags::DIRECT;
-        fcntl_setfl(file, flags).context("setting O_DIRECT")?;
-    }
-    Ok(())
 }
 
 fn parent_ref(parent: &Image) -> Result<ParentRef> {

@@ -55,7 +55,7 @@ pub(crate) async fn measure(with: &Measuring<'_>, dir: &Path, medium: &str) -> R
             .await?;
         tokio::time::sleep(APART).await;
         let asked = Instant::now();
-        let (from, to): Window = ours.snapshot(&leaf, Cache::Direct).await?;
+        let (from, to): Window = ours.snapshot(&leaf).await?;
         let length = to.duration_since(from);
         switches.push((from, to));
         // As long, and as far from the last switch as from the next.

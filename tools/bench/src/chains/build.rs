@@ -102,7 +102,7 @@ pub(super) async fn ours(
     for layer in 1..=depth {
         let path = dir.join(format!("{layer}.vhd"));
         let leaf = maker.create(&path, disk_bytes, images.last()).await?;
-        ours.snapshot(&leaf, Cache::Direct).await?;
+        ours.snapshot(&leaf).await?;
         images.push(leaf);
         let ops = spread.ops(layer as u64, disk_bytes);
         let filled = perform(&uri, DEPTH, ops).await;
