@@ -1,6 +1,11 @@
 //! Logs of changed blocks.
 
-use crate::support::Folder;
+use crate::support::{Folder, MIB};
+use block::{Buffer, FileId, RamDisk, SparseBytes};
+use datapath::protocol::Format;
+use tapdisk::engine::testing::rig::{Rig, child, dynamic, load};
+use tapdisk::engine::{LiveOp, LogSpec, Request};
+use vhd_rs::cbt::{CBT_HEADER_BYTES, CbtHeader};
 
 const PARENT: &str = "11111111-2222-4333-8444-555555555555";
 
@@ -92,4 +97,64 @@ fn what_is_no_log_is_refused() {
         .unwrap();
     file.set_len(49).unwrap();
     assert_eq!(folder.cbt("get -n log -b"), Err(22));
+}
+
+/// A log of the folder as the data path takes it.
+fn taken(folder: &Folder, ram: &mut RamDisk, name: &str) -> LogSpec {
+    let bytes = folder.bytes(name);
+    LogSpec {
+        file: ram.add_file(SparseBytes::from(bytes.as_slice())),
+        header: CbtHeader::parse(bytes.first_chunk().expect("a header")).expect("a sound one"),
+        bitmap: bytes[CBT_HEADER_BYTES..].to_vec(),
+    }
+}
+
+#[test]
+fn logs_that_the_data_path_marked_are_shown_and_coalesced() {
+    let folder = Folder::new();
+    for name in ["one", "two"] {
+        folder
+            .cbt(&format!("create -n {name} -s {}", 6 * MIB))
+            .unwrap();
+        folder.cbt(&format!("set -n {name} -f 1")).unwrap();
+    }
+    let mut ram = RamDisk::new();
+    let base = (ram.add_file(dynamic(1, 6 * MIB)), Format::Vhd);
+    let leaf = (ram.add_file(child(2, Some(1), 6 * MIB)), Format::Vhd);
+    let (one, two) = (
+        taken(&folder, &mut ram, "one"),
+        taken(&folder, &mut ram, "two"),
+    );
+    let logs = [("one", one.file), ("two", two.file)];
+    let mut rig = Rig::open(ram, &[base]);
+    rig.run_live(LiveOp::CbtStart(Box::new(one))).unwrap();
+    rig.write(65_535 / 512 * 512, &[1; 1024]).unwrap();
+    let spec = load(&rig.io, leaf, vhd_rs::Access::ReadWrite).unwrap();
+    rig.engine.stage_log(two).unwrap();
+    rig.run_live(LiveOp::SnapshotSwitch(Box::new(spec)))
+        .unwrap();
+    let data = Buffer::copy_of(&[2; 512]);
+    let offset = 6 * MIB - 512;
+    let last = Request::Write {
+        offset,
+        data,
+        fua: true,
+    };
+    rig.run(last).unwrap();
+    let save = |rig: &Rig<RamDisk>, (name, file): (&str, FileId)| {
+        let bytes = rig.io.file(file).unwrap().to_vec();
+        std::fs::write(folder.path(name), bytes).unwrap();
+    };
+    logs.into_iter().for_each(|log| save(&rig, log));
+    let flags = ["one", "two"].map(|name| folder.cbt(&format!("get -n {name} -f")).unwrap());
+    assert_eq!(flags, [b"1\n", b"0\n"], "the second is in use");
+    rig.run_live(LiveOp::Close).unwrap();
+    logs.into_iter().for_each(|log| save(&rig, log));
+    assert_eq!(folder.cbt("get -n two -f").unwrap(), b"1\n");
+    let mut bits = [0; 12];
+    bits[0] = 0b11;
+    assert_eq!(folder.cbt("get -n one -b").unwrap(), bits);
+    folder.cbt("coalesce -p one -c two").unwrap();
+    bits[11] = 0x80;
+    assert_eq!(folder.cbt("get -n two -b").unwrap(), bits);
 }
