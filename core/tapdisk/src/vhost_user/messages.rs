@@ -9,6 +9,7 @@ use super::protocol::{
 };
 use super::queue::{Broken, QUEUE_SIZE_MAX, Queue};
 use super::{InflightInfo, QUEUES_MAX};
+use rustix::fs::FileType;
 use rustix::net::{SendFlags, send};
 use std::os::fd::OwnedFd;
 
@@ -233,8 +234,7 @@ impl Device {
     fn set_up(&mut self, request: &Request, fds: Vec<OwnedFd>) -> Result<Reply, Violation> {
         let fd = fds.into_iter().next();
         if let Some(fd) = &fd {
-            // A full eventfd, or whatever else it may be, must not hold us up.
-            let _ = rustix::io::ioctl_fionbio(fd, true);
+            check_eventfd(fd)?;
         }
         match *request {
             Request::SetVringNum { queue, size } => {
@@ -350,6 +350,17 @@ fn get_inflight(info: InflightInfo, header: &Header) -> Result<Reply, Violation>
     let mut bytes = made.to_bytes().to_vec();
     bytes.truncate(header.size_bytes as usize);
     Ok(Reply::WithFd(bytes, fd))
+}
+
+/// Files and block devices are always ready, and writing to them can take any time. What is left
+/// (eventfds, and pipes where somebody has none) must not hold us up when it is full.
+fn check_eventfd(fd: &OwnedFd) -> Result<(), Violation> {
+    let stat = rustix::fs::fstat(fd).map_err(|e| Violation(format!("an eventfd: {e}")))?;
+    let kind = FileType::from_raw_mode(stat.st_mode);
+    if kind.is_file() || kind.is_dir() || kind.is_block_device() {
+        return violation(format!("{kind:?} is given as an eventfd"));
+    }
+    rustix::io::ioctl_fionbio(fd, true).map_err(|e| Violation(format!("an eventfd: {e}")))
 }
 
 fn check_subset(chosen: u64, offered: u64) -> Result<(), Violation> {

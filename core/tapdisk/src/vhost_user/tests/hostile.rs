@@ -314,6 +314,22 @@ fn a_queue_whose_memory_is_taken_away_is_stopped() {
 }
 
 #[test]
+fn files_are_no_eventfds() {
+    let (_back, mut front) = BackEnd::with(Options::default());
+    let file = Guest::new(4096, true).unwrap();
+    let numbers = [
+        number::SET_VRING_KICK,
+        number::SET_VRING_CALL,
+        number::SET_VRING_ERR,
+    ];
+    for number in numbers {
+        let done = front.connection().ask_done(number, &[0; 8], &[file.fd()]);
+        assert!(!done.unwrap(), "{number}");
+    }
+    assert_eq!(front.flush().unwrap(), Status::Ok);
+}
+
+#[test]
 fn inflight_regions_that_do_not_fit_are_refused() {
     let (_back, front) = BackEnd::with(Options::default());
     let connection = front.connection();
