@@ -65,6 +65,10 @@ pub const TARGETS: &[Target] = &[
         name: "control",
         run: targets::control::target,
     },
+    Target {
+        name: "vhost",
+        run: targets::vhost::target,
+    },
 ];
 
 /// The target of a name.

@@ -7,4 +7,5 @@ pub mod journal;
 pub mod locators;
 pub mod nbd;
 pub mod open;
+pub mod vhost;
 pub mod write;

@@ -82,6 +82,7 @@ smoke_tests! {
     journals_bring_back_one_of_two_states: "journal",
     nbd_sessions_answer_each_request_once: "nbd",
     control_frames_come_out_as_they_went_in: "control",
+    vhost_requests_have_the_effect_and_the_status_they_must: "vhost",
 }
 
 #[test]

@@ -10,7 +10,7 @@ use std::path::PathBuf;
 /// What to search, and for how long.
 #[derive(Args)]
 pub(crate) struct Options {
-    /// open, write, chain, locators, batmap, journal, nbd, control
+    /// open, write, chain, locators, batmap, journal, nbd, control, vhost
     #[arg(value_name = "TARGET")]
     name: String,
     /// Seconds after which the search ends

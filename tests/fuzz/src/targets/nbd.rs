@@ -7,6 +7,7 @@ use block::{Buffer, BufferPool};
 use replies::Replies;
 use tapdisk::frontend::{Answer, BlockRun, Errno, Failure, Job, Work};
 use tapdisk::nbd::{Export, IN_FLIGHT_MAX, Session};
+use uring::Piece;
 
 mod replies;
 mod script;
@@ -52,12 +53,14 @@ fn run(input: &mut Input<'_>, export: Export, script: &script::Script) {
         } else {
             1 + input.below(600)
         };
-        let taken = server.receive(rest, most as usize);
+        let taken = server.receive(rest, most as usize, input.one_in(2));
         rest = rest.get(taken..).unwrap_or_default();
         stuck = if taken == 0 { stuck + 1 } else { 0 };
         if taken == 0 || input.one_in(2) {
             server.answer(input);
-            server.send(input);
+            if input.one_in(2) || taken == 0 {
+                server.send();
+            }
         }
     }
     let all = rest.is_empty();
@@ -78,18 +81,27 @@ struct Server {
 }
 
 impl Server {
-    fn receive(&mut self, bytes: &[u8], most: usize) -> usize {
-        let into = self.session.receive_into();
-        let count = into.len().min(bytes.len()).min(most);
-        into[..count].copy_from_slice(&bytes[..count]);
-        self.session.received(count);
+    /// Into the session, or into the buffer that it lends for a long payload.
+    fn receive(&mut self, bytes: &[u8], most: usize, may_lend: bool) -> usize {
+        let now = bytes.get(..most).unwrap_or(bytes);
+        let lent = may_lend.then(|| self.session.lend_payload()).flatten();
+        let count = if let Some((mut buffer, filled)) = lent {
+            let place = buffer.as_mut_slice().get_mut(filled..).unwrap_or_default();
+            let count = place.len().min(now.len());
+            place[..count].copy_from_slice(&now[..count]);
+            let pool = &mut self.pool;
+            self.session.payload_back(buffer, filled + count, pool);
+            count
+        } else {
+            self.session.receive(now, &mut self.pool)
+        };
         self.take_jobs();
         assert!(self.session.in_flight() <= IN_FLIGHT_MAX);
         count
     }
 
     fn take_jobs(&mut self) {
-        while let Some(job) = self.session.next_job(&mut self.pool) {
+        while let Some(job) = self.session.next_job() {
             self.check(&job);
             self.waiting.push(job);
         }
@@ -163,29 +175,20 @@ impl Server {
         }
     }
 
-    fn send(&mut self, input: &mut Input<'_>) {
-        let mut most = if input.one_in(2) {
-            input.below(300) as usize
-        } else {
-            usize::MAX
-        };
-        let ready: Vec<u8> = self.session.output().flatten().copied().collect();
-        most = most.min(ready.len());
-        self.out.extend(&ready[..most]);
-        self.session.sent(most, &mut self.pool);
+    fn send(&mut self) {
+        let pieces = self.session.take_output();
+        let bytes = pieces.iter().flat_map(Piece::parts).flatten();
+        self.out.extend(bytes);
+        self.session.sent(pieces, &mut self.pool);
+        // What was held back for want of room goes on without another byte.
+        self.receive(&[], 0, false);
     }
 
     /// The client is done or leaves: nothing stays behind.
     fn end(&mut self, input: &mut Input<'_>, all: bool) {
-        if all {
-            self.take_jobs();
-            while !self.waiting.is_empty() || self.session.has_output() {
-                self.answer(input);
-                let left: Vec<u8> = self.session.output().flatten().copied().collect();
-                self.out.extend(&left);
-                self.session.sent(left.len(), &mut self.pool);
-                self.take_jobs();
-            }
+        while all && (!self.waiting.is_empty() || self.session.has_output()) {
+            self.answer(input);
+            self.send();
         }
         self.session.lost();
         self.answer(input);
