@@ -1,5 +1,6 @@
 //! Conformance of both carriers on real files, and sockets beside them.
 
+mod again;
 mod restricted;
 mod streams;
 

@@ -169,3 +169,37 @@ fn the_map_names_every_crate_of_core() {
         .map(|name| format!("core/README.md does not name `{name}`"));
     assert_none(wrong.collect());
 }
+
+/// F18: the wall clock may jump by years while a disk is served. It is read for stamps that go into
+/// new images and into what people look at, and nothing is decided by it; everything that waits goes
+/// by the monotonic clock.
+#[test]
+fn nothing_of_the_data_path_is_decided_by_the_wall_clock() {
+    const STAMPS: &[(&str, &str)] = &[
+        // Creation time of a new image.
+        ("core/tapdisk/src/process/images.rs", "now_unix_s"),
+        // Since when a disk is paused, for those who look.
+        ("core/tapdisk/src/process/disk.rs", "noted"),
+    ];
+    let crates = ["tapdisk", "vhd-rs", "block", "uring"].map(|name| format!("core/{name}/src/"));
+    let mut wrong = Vec::new();
+    for name in files().into_iter().filter(|name| name.ends_with(".rs")) {
+        let inside = crates.iter().any(|dir| name.starts_with(dir.as_str()));
+        if !inside || name.contains("/tests") {
+            continue;
+        }
+        let text = text(&name);
+        let mut function = "";
+        for line in text.lines().map(str::trim) {
+            if let Some((_, rest)) = line.split_once("fn ") {
+                function = rest.split(['(', '<']).next().unwrap_or(rest);
+            }
+            let reads = ["SystemTime::now", "ClockId::Realtime", "Timestamp::now"];
+            let stamp = STAMPS.contains(&(name.as_str(), function));
+            if reads.iter().any(|call| line.contains(call)) && !stamp {
+                wrong.push(format!("{name}: {function} reads the wall clock"));
+            }
+        }
+    }
+    assert_none(wrong);
+}

@@ -12,6 +12,7 @@ mod memory;
 mod pause;
 mod random;
 mod settle;
+mod slow;
 mod write_through;
 
 use super::testing::{model, rig};

@@ -12,6 +12,7 @@ mod group;
 mod guest;
 mod images;
 mod life;
+mod limits;
 mod logs;
 mod pipelines;
 mod serving;
