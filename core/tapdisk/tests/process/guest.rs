@@ -50,6 +50,7 @@ while [ $n -lt 48 ]; do
     cmp /tmp/is /tmp/was || bad=$((bad + 1))
     n=$((n + 1))
 done
+echo "GUEST sectors in the end $(cat /sys/block/vda/size)"
 echo "GUEST bad $bad"
 "#;
 
@@ -168,19 +169,22 @@ async fn assert_pieces(bench: &Bench, client: &Client, data: &[u8]) {
 }
 
 #[tokio::test]
-async fn linux_writes_flushes_discards_and_reads_back() {
+async fn linux_writes_flushes_discards_and_hears_of_a_new_size() {
     let bench = Bench::new();
     let client = bench.client("a").await;
     bench.create(&client, "d.vhd", 256 * MIB, None).await;
     let socket = serve(&bench, &client).await;
     let data = pattern(3, PIECES * PIECE_BYTES);
     let mut machine = Machine::linux(&bench, &socket, &data);
+    machine.says("GUEST wrote 9").await;
+    client.resize(&rid(), &dp("d"), 512 * MIB).await.unwrap();
     machine.says("GUEST bad").await;
     let console = machine.console();
     for expected in [
         &format!("GUEST serial {SERIAL}"),
         "GUEST queues 2",
         &format!("GUEST sectors {}", 256 * MIB / 512),
+        &format!("GUEST sectors in the end {}", 512 * MIB / 512),
         "GUEST discarded",
     ] {
         assert!(console.contains(expected), "no {expected:?} in\n{console}");
