@@ -14,6 +14,25 @@
 //!   their engine is done; others go on meanwhile.
 //! * It ends by itself only on `exit`, on a signal, or when it had neither a disk nor a control
 //!   connection for [`IDLE_MAX`].
+//!
+//! # A turn
+//! All that came is taken in, operations on files in memory are performed and answered at once, and
+//! what there is to say goes out last, one send per client, in the system call that also waits. The
+//! more requests are in flight, the fewer calls each needs.
+//!
+//! That was weighed against taking requests one by one. Measured with 4 KiB reads of a file on
+//! ext4 without page cache, depth 32, one client on a Unix socket, two cores:
+//!
+//! | | requests/s | calls per request | CPU s per 100,000 |
+//! |---|---|---|---|
+//! | all that came, one send | 54-60 k | 0.10 | 0.37-0.41 |
+//! | the same, client and server on a core each | 77-80 k | 0.30 | 0.46 |
+//! | one request per receive, at most 8 replies per send | 74-83 k | 1.15-1.26 | 0.57-0.65 |
+//!
+//! Where the kernel puts client and server on one core, they and the disk take turns, and whole
+//! batches lose throughput (waiting for more in the kernel, spinning and smaller limits did not
+//! help). Whole batches were chosen all the same: CPU time is what guests lack, and a guest whose
+//! disk is busy has cores of its own.
 
 mod connection;
 mod control;

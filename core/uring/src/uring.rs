@@ -21,6 +21,7 @@ use block::{Action, BlockIo, Completion, Error, ErrorKind, FileId, Op, Wait};
 use io_uring::types::{Fixed, FsyncFlags, SubmitArgs, Timespec};
 use io_uring::{IoUring, opcode, squeue};
 use rustix::io::Errno;
+use setup::Use;
 use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::marker::PhantomData;
@@ -143,7 +144,7 @@ impl Uring {
     /// three times what the operation does.
     pub fn add_file(&mut self, file: OwnedFd) -> FileId {
         let inline = is_in_memory(&file);
-        let slot = self.table.add(&self.ring, file.as_raw_fd()).ok();
+        let slot = self.table.add(&self.ring, file.as_raw_fd(), Use::File).ok();
         self.files.add(File {
             fd: file,
             slot,
@@ -172,7 +173,7 @@ impl Uring {
                 self.disarm(token, watched);
                 watched.slot
             }
-            None => self.table.add(&self.ring, fd.as_raw_fd())?,
+            None => self.table.add(&self.ring, fd.as_raw_fd(), Use::Watch)?,
         };
         let token_of = Some(token);
         let flight = self.take_off(Flight::Watch {

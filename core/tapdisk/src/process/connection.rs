@@ -147,6 +147,7 @@ mod tests {
     use block::BufferPool;
     use std::io::Write;
     use std::os::unix::net::UnixStream;
+    use uring::Ring;
 
     struct Bench {
         reactor: Reactor,
@@ -155,7 +156,14 @@ mod tests {
         peer: UnixStream,
     }
 
-    fn connected() -> Bench {
+    /// On io_uring, and without it.
+    fn each() -> [Bench; 2] {
+        let pread = uring::PreadIo::new().unwrap();
+        let rings = [Ring::new().unwrap(), Ring::Pread(pread)];
+        rings.map(|ring| connected(Reactor::on(ring)))
+    }
+
+    fn connected(mut reactor: Reactor) -> Bench {
         let (server, peer) = UnixStream::pair().unwrap();
         peer.set_read_timeout(Some(Duration::from_secs(20)))
             .unwrap();
@@ -165,7 +173,6 @@ mod tests {
             read_only: false,
             tls: None,
         };
-        let mut reactor = Reactor::new().unwrap();
         let key = Keys::default().next();
         Bench {
             connection: Connection::new(&mut reactor, key, server.into(), export).unwrap(),
@@ -191,7 +198,7 @@ mod tests {
 
     #[test]
     fn a_client_that_does_not_finish_its_handshake_is_overdue_after_ten_seconds() {
-        let mut bench = connected();
+        let mut bench = connected(Reactor::new().unwrap());
         let connection = &mut bench.connection;
         let start = connection.since;
         assert!(!connection.is_overdue(start + Duration::from_secs(10)));
@@ -202,23 +209,24 @@ mod tests {
 
     #[test]
     fn a_client_that_leaves_is_finished_and_its_last_requests_are_taken() {
-        let mut bench = connected();
-        // Flags, EXPORT_NAME "", a flush.
-        let script = [
-            &3_u32.to_be_bytes()[..],
-            b"IHAVEOPT\0\0\0\x01\0\0\0\0",
-            &[0x25, 0x60, 0x95, 0x13, 0, 0, 0, 3],
-            &[0; 20],
-        ];
-        bench.peer.write_all(&script.concat()).unwrap();
-        bench.peer.shutdown(std::net::Shutdown::Write).unwrap();
-        let mut jobs = Vec::new();
-        while !bench.connection.session.is_ending() {
-            jobs.extend(bench.round());
+        for mut bench in each() {
+            // Flags, EXPORT_NAME "", a flush.
+            let script = [
+                &3_u32.to_be_bytes()[..],
+                b"IHAVEOPT\0\0\0\x01\0\0\0\0",
+                &[0x25, 0x60, 0x95, 0x13, 0, 0, 0, 3],
+                &[0; 20],
+            ];
+            bench.peer.write_all(&script.concat()).unwrap();
+            bench.peer.shutdown(std::net::Shutdown::Write).unwrap();
+            let mut jobs = Vec::new();
+            while !bench.connection.session.is_ending() {
+                jobs.extend(bench.round());
+            }
+            let slot = jobs.pop().expect("the flush").slot;
+            assert!(jobs.is_empty() && !bench.connection.is_finished());
+            assert!(bench.connection.answer(slot, Answer::Done).is_none());
+            assert!(bench.connection.is_finished());
         }
-        let slot = jobs.pop().expect("the flush").slot;
-        assert!(jobs.is_empty() && !bench.connection.is_finished());
-        assert!(bench.connection.answer(slot, Answer::Done).is_none());
-        assert!(bench.connection.is_finished());
     }
 }

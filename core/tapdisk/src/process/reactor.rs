@@ -52,6 +52,15 @@ impl Reactor {
         })
     }
 
+    /// One with a carrier of the caller's choice.
+    #[cfg(test)]
+    pub(super) fn on(ring: Ring) -> Self {
+        Self {
+            ring,
+            armed: BTreeMap::new(),
+        }
+    }
+
     pub(super) fn add_file(&mut self, file: OwnedFd) -> FileId {
         self.ring.add_file(file)
     }

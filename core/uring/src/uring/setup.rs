@@ -68,6 +68,26 @@ pub(super) fn build() -> io::Result<(IoUring, Table)> {
     Ok((ring, table))
 }
 
+/// What a descriptor is for. Each kind leaves room for those after it, which are harder to do
+/// without: a file can be read by plain system calls, a client can be turned away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Use {
+    File,
+    Stream,
+    Watch,
+}
+
+impl Use {
+    /// How many of `slots` may be taken before one of this kind comes.
+    fn limit(self, slots: u32) -> u32 {
+        match self {
+            Self::File => slots / 2,
+            Self::Stream => slots - slots / 8,
+            Self::Watch => slots,
+        }
+    }
+}
+
 /// Which places of the ring's table of descriptors are free.
 #[derive(Debug)]
 pub(super) struct Table {
@@ -81,10 +101,11 @@ impl Table {
     ///
     /// # Errors
     /// When the table is full, or what the kernel says to the descriptor.
-    pub(super) fn add(&mut self, ring: &IoUring, fd: i32) -> io::Result<u32> {
+    pub(super) fn add(&mut self, ring: &IoUring, fd: i32, to: Use) -> io::Result<u32> {
         let fresh = self.free.is_empty();
         let slot = self.free.last().copied().unwrap_or(self.next);
-        if slot >= self.slots {
+        let taken = self.next as usize - self.free.len();
+        if taken >= to.limit(self.slots) as usize {
             return Err(io::Error::other("every place for a descriptor is taken"));
         }
         ring.submitter().register_files_update(slot, &[fd])?;
@@ -103,5 +124,29 @@ impl Table {
         if removed && reuse {
             self.free.push(slot);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::fd::AsRawFd;
+
+    #[test]
+    fn files_leave_places_for_clients_and_clients_for_what_is_watched() {
+        let (ring, mut table) = build().expect("io_uring is allowed where the tests run");
+        table.slots = 16;
+        let file = tempfile::tempfile().expect("a temporary file");
+        let mut fill = |to| {
+            let added = std::iter::from_fn(|| table.add(&ring, file.as_raw_fd(), to).ok());
+            added.collect::<Vec<u32>>()
+        };
+        assert_eq!(fill(Use::File), (0..8).collect::<Vec<u32>>());
+        assert_eq!(fill(Use::Stream), (8..14).collect::<Vec<u32>>());
+        assert_eq!(fill(Use::Watch), [14, 15]);
+        table.remove(&ring, 3, true);
+        table.remove(&ring, 4, false);
+        assert_eq!(table.add(&ring, file.as_raw_fd(), Use::Watch).ok(), Some(3));
+        assert!(table.add(&ring, file.as_raw_fd(), Use::Watch).is_err());
     }
 }

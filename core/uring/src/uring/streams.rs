@@ -17,6 +17,7 @@
 //! cannot change places. While large payloads come, receives are armed one by one, for headers.
 
 use super::buffers::{BUFFERS, Buffers};
+use super::setup::Use;
 use super::{NOBODY, Uring};
 use crate::stream::{Piece, StreamEvent, StreamId, gather};
 use block::Buffer;
@@ -127,7 +128,9 @@ impl Uring {
             .map_err(|_| io::Error::other("65536 streams are open"))?;
         // The ring waits; the socket's own flag would make it fail instead.
         rustix::io::ioctl_fionbio(&socket, false)?;
-        let slot = self.table.add(&self.ring, socket.as_raw_fd())?;
+        let slot = self
+            .table
+            .add(&self.ring, socket.as_raw_fd(), Use::Stream)?;
         let buffers = Buffers::new(&self.ring, group)
             .inspect_err(|_| self.table.remove(&self.ring, slot, true))?;
         let id = self.streams.insert(Stream {
