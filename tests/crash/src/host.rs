@@ -186,6 +186,11 @@ impl Host {
         self.job = Some(Job::new(source, target, plan).expect("the copy begins"));
     }
 
+    /// Whether a copy is under way.
+    pub(crate) fn is_copying(&self) -> bool {
+        self.job.is_some()
+    }
+
     /// How the copy ended, once.
     pub(crate) fn take_job(&mut self) -> Option<Progress> {
         let over = self.job.take_if(|job| job.is_over());

@@ -211,7 +211,7 @@ impl Chain {
             }
             outcome.kills += 1;
             let chain: Vec<PathBuf> = self.layers.iter().map(|l| l.path.clone()).collect();
-            opinion::of_chain(&chain, &self.shared.model.lock())
+            opinion::of_chain(&chain, &self.shared.model.lock(), false)
                 .with_context(|| format!("after kill {}", outcome.kills))?;
             progress(outcome);
         }

@@ -39,10 +39,10 @@ struct Args {
     #[arg(long, default_value_t = 64)]
     samples: u32,
     /// One state in so many is shown to the checker and the naive reader
-    #[arg(long, default_value_t = 100)]
+    #[arg(long, default_value_t = 400)]
     opinion_every: u64,
     /// One of those in so many is flattened and compared by QEMU
-    #[arg(long, default_value_t = 50)]
+    #[arg(long, default_value_t = 40)]
     qemu_every: u64,
     /// The workload to replay, such as short,parent,together,write-new,flush or long,17
     #[arg(long, required_if_eq("what", "replay"))]

@@ -34,8 +34,8 @@ pub(crate) fn of_left(folder: &Path, left: &Left<'_>, with_qemu: bool) -> Result
 }
 
 /// Judges a chain of files, leaf first.
-pub(crate) fn of_chain(chain: &[PathBuf], model: &Model) -> Result<()> {
-    legal(&sound_chain(chain, false)?, model)
+pub(crate) fn of_chain(chain: &[PathBuf], model: &Model, is_relinking: bool) -> Result<()> {
+    legal(&sound_chain(chain, is_relinking)?, model)
 }
 
 fn put_chain(folder: &Path, disk: &RamDisk, files: &[(FileId, Format)]) -> Result<Vec<PathBuf>> {

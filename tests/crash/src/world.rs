@@ -287,6 +287,11 @@ impl<W: Witness> World<W> {
         self.host.write_through();
     }
 
+    /// Whether an image is being copied into its parent.
+    pub fn is_copying(&self) -> bool {
+        self.host.is_copying()
+    }
+
     /// Images in the longest chain, and disks.
     pub fn extent(&self) -> (usize, usize) {
         let longest = self.disks.values().map(|disk| disk.chain.len()).max();

@@ -50,6 +50,32 @@ fn whatever_a_disk_without_a_cache_answered_survives_any_power_cut() {
 }
 
 #[test]
+fn a_coalesce_meets_a_snapshot_a_clone_a_resize_and_an_end_of_use() {
+    for (op, after) in [
+        (Op::Snapshot, (3, 1)),
+        (Op::Clone, (2, 2)),
+        (Op::Resize, (2, 1)),
+        (Op::Close, (2, 1)),
+    ] {
+        for guest in [Op::WriteOld, Op::Trim, Op::WriteFua] {
+            let mut states = States::default();
+            let order = Order::Random(Rng::new(5));
+            let mut world = World::new(5, Start::Deep, order, EFFORT, None, &mut states);
+            world.submit(Op::Coalesce);
+            world.step();
+            world.submit(guest);
+            world.submit(op);
+            world.step();
+            assert!(world.is_copying(), "{world:?}");
+            world.settle();
+            assert_eq!(world.extent(), after, "{world:?}");
+            world.crash_and_reopen();
+            assert_eq!(world.extent(), after, "{world:?}");
+        }
+    }
+}
+
+#[test]
 fn recovery_that_is_cut_off_again_leaves_legal_values() {
     for seed in 0..20 {
         let start = Start::ALL[seed as usize % Start::ALL.len()].0;

@@ -8,7 +8,7 @@
 //!     └──────────── on record, redone after a crash ────────────┘
 //! ```
 
-use super::owner::{Act, Doing, To, merge};
+use super::owner::{Act, Doing, To};
 use super::{Merging, Moving, Node, Witness, World, files_of};
 use crate::flaw::Flaw;
 use block::{Action, Buffer, FileId, RamDisk};
@@ -129,15 +129,6 @@ impl<W: Witness> World<W> {
                 self.host.end_mirror(disk);
                 self.moving = None;
             }
-            Doing::Merge => match self.host.take_job() {
-                None => return Some(Doing::Merge),
-                Some(progress) => {
-                    if let Some(why) = progress.failed {
-                        self.gives_up(&why);
-                        self.merging = self.merging.filter(|merging| merging.relinking);
-                    }
-                }
-            },
             Doing::Relink(tag, gone, ticket) => match self.host.take(ticket) {
                 None => return Some(Doing::Relink(tag, gone, ticket)),
                 Some(Err(e)) => self.gives_up(&e),
@@ -237,7 +228,16 @@ impl<W: Witness> World<W> {
         };
         let target = source.get(1..).unwrap_or_default().to_vec();
         self.host.copy(&source, &target, plan);
-        self.doing = Some(Doing::Merge);
+    }
+
+    /// The copy of the image on record has ended.
+    pub(super) fn copied(&mut self, failed: Option<String>) {
+        if let Some(why) = failed {
+            self.gives_up(&why);
+            self.merging = self.merging.filter(|merging| merging.relinking);
+        } else if let Some(Merging { gone, .. }) = self.merging {
+            self.acts.push_back(Act::Relink { gone });
+        }
     }
 
     fn start_relink(&mut self, gone: u32) {
@@ -342,7 +342,8 @@ impl<W: Witness> World<W> {
             .merging
             .filter(|merging| self.nodes.contains_key(&merging.gone));
         if let Some(merging) = self.merging {
-            self.acts.extend(merge(merging.gone));
+            let gone = merging.gone;
+            self.acts.push_back(Act::Merge { gone });
         }
     }
 }

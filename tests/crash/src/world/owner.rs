@@ -49,7 +49,7 @@ pub(super) enum Act {
     Record { disk: u16 },
     /// The mirror takes the disk's place.
     MoveOver { disk: u16 },
-    /// What an image holds is copied into its parent.
+    /// What an image holds is copied into its parent; a relink follows.
     Merge { gone: u32 },
     /// Its children are put on its parent.
     Relink { gone: u32 },
@@ -85,8 +85,6 @@ pub(super) enum Doing {
     MoveOver(u16),
     /// A mirror on its way out.
     End(u16),
-    /// A copy of an image into its parent.
-    Merge,
     /// A disk that takes this image out of its chain.
     Relink(u16, u32, Ticket),
 }
@@ -110,18 +108,17 @@ fn move_to(disk: u16, to: To) -> [Act; 5] {
     ]
 }
 
-/// The acts of an image that is merged into its parent.
-pub(super) fn merge(gone: u32) -> [Act; 2] {
-    [Act::Merge { gone }, Act::Relink { gone }]
-}
-
 impl<W: Witness> World<W> {
     pub(super) fn is_owner_busy(&self) -> bool {
-        self.doing.is_some() || !self.acts.is_empty() || !self.asked.is_empty()
+        let asked = !self.acts.is_empty() || !self.asked.is_empty();
+        asked || self.doing.is_some() || self.host.is_copying()
     }
 
     /// Goes on with what the owner does, as far as it goes without a turn of the loop.
     pub(super) fn owner(&mut self) {
+        if let Some(progress) = self.host.take_job() {
+            self.copied(progress.failed);
+        }
         if let Some(doing) = self.doing.take() {
             self.doing = self.go_on(doing);
             if self.doing.is_some() {
@@ -131,8 +128,20 @@ impl<W: Witness> World<W> {
         if let Some(act) = self.acts.pop_front() {
             self.act(act);
         } else if let Some(op) = self.asked.pop_front() {
-            self.plan(op);
+            self.plan_in_time(op);
         }
+    }
+
+    /// While an image is being copied into its parent disks take snapshots, clones, another size;
+    /// what changes the same images waits until it has left the chains.
+    fn plan_in_time(&mut self, op: Op) {
+        let beside = matches!(op, Op::Snapshot | Op::Clone | Op::Resize | Op::Close);
+        if self.merging.is_none() || (beside && self.host.is_copying()) {
+            self.plan(op);
+        } else if self.host.is_copying() {
+            self.asked.push_front(op);
+        }
+        // Otherwise what is on record did not work, and comes before anything else.
     }
 
     /// Looks whether the act under way is over; what is still to be waited for.
@@ -161,10 +170,6 @@ impl<W: Witness> World<W> {
         let Some(last) = tags.last().copied() else {
             return;
         };
-        if self.merging.is_some() {
-            // What is on record comes first, and it did not work.
-            return;
-        }
         // By turns, beginning with the one that came last: it is also the one that is deleted.
         let disk = tags.get(self.history.len() % tags.len());
         let disk = disk.copied().unwrap_or(last);
@@ -193,7 +198,7 @@ impl<W: Witness> World<W> {
             Op::LeafCoalesce if self.has_parent_alone(disk) => &move_to(disk, To::Parent),
             Op::Coalesce => {
                 let gone = self.mergeable(disk);
-                return self.acts.extend(gone.into_iter().flat_map(merge));
+                return self.acts.extend(gone.map(|gone| Act::Merge { gone }));
             }
             _ => &[],
         };
