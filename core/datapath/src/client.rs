@@ -11,8 +11,10 @@
 //!                                   one fails with Gone
 //! ```
 
+mod copies;
 mod operations;
 
+pub use copies::Chain;
 pub use operations::NewImage;
 
 use crate::codec::{FrameReader, FrameWriter, Read};

@@ -25,7 +25,7 @@ pub mod nbd;
 pub mod protocol;
 mod supervisor;
 
-pub use client::{CALL_DEADLINE, Client, HELLO_DEADLINE, NewImage};
+pub use client::{CALL_DEADLINE, Chain, Client, HELLO_DEADLINE, NewImage};
 pub use protocol::{
     Access, Cache, DiskSettings, DiskState, Error, ErrorKind, Extent, Format, ImageInfo, Reply,
     Request, Secret, Tls, TlsPolicy,

@@ -1,7 +1,9 @@
 //! The messages.
 
+mod copy;
 mod disk;
 
+pub use copy::{CopyPlan, CopyProgress, CopyScope, CopyState, MirrorState};
 pub use disk::{
     Cache, DiskLatencies, DiskSettings, DiskStats, Limit, Limits, LogState, OnError, Paused, Policy,
 };
@@ -18,6 +20,9 @@ pub const FRAME_BYTES_MAX: usize = 1 << 20;
 
 /// Most descriptors one frame may carry: the longest chain, a listener and a spare.
 pub const FRAME_FDS_MAX: usize = 64;
+
+/// Longest wait in milliseconds that a caller can ask for; shorter than any call's deadline.
+pub const WAIT_MS_MAX: u32 = 30_000;
 
 /// How the bytes of one layer are laid out. Recorded by the core, never probed for: a guest can
 /// write a VHD footer into a raw disk.
@@ -286,6 +291,101 @@ pub enum Request {
         /// How the container ends.
         extent: Extent,
     },
+    /// Copies a chain into another that no disk has: the whole of it, or one layer into the layer
+    /// below it. Descriptors: the source, leaf first, then the target, leaf first. The source is
+    /// only read, and nobody writes it. It goes on without the connection. Idempotent: the same copy
+    /// of the same files again is a success, also when it has ended well; one that ended badly
+    /// begins anew. Coalescing may be cut off anywhere: whoever reads through the layer that goes
+    /// sees no difference, and the same again finishes it.
+    CopyStart {
+        /// Its name, of the caller's choosing.
+        copy: DpId,
+        /// Format of each layer of the source, leaf first.
+        source: Vec<Format>,
+        /// How the containers end.
+        extent: Extent,
+        /// What it is to do.
+        plan: CopyPlan,
+    },
+    /// Waits until a copy has ended, at most so long, and says how far it is. It is over when the
+    /// state says `ended`; that it failed is in the state too.
+    CopyWait {
+        /// Its name.
+        copy: DpId,
+        /// At most [`WAIT_MS_MAX`].
+        wait_ms: u32,
+    },
+    /// Ends a copy and forgets it; one that is not known is a success.
+    CopyStop {
+        /// Its name.
+        copy: DpId,
+    },
+    /// Begins to write everything that a disk is written to a second chain as well, and to copy what
+    /// it holds. Descriptors: the target, leaf first, which has the disk's size or grows to it.
+    /// [`CopyScope::Layer`] takes the disk's leaf into the layer below it, whose only child it is.
+    /// Idempotent as `CopyStart` is. While it runs `Snapshot`, `Resize` and `Relink` are refused
+    /// with `busy`; `Close` stops it first.
+    MirrorStart {
+        /// The datapath's name.
+        disk: DpId,
+        /// How the target's containers end.
+        extent: Extent,
+        /// What it is to do; `above` is zero.
+        plan: CopyPlan,
+    },
+    /// Waits until a disk and its mirror are in sync or the mirror has failed, at most so long, and
+    /// says how far it is.
+    MirrorWait {
+        /// The datapath's name.
+        disk: DpId,
+        /// At most [`WAIT_MS_MAX`].
+        wait_ms: u32,
+    },
+    /// To be called before recording that the target is the disk: from now on, until the switch or
+    /// the stop, either is right after a crash. If the target fails in between no flush is answered
+    /// before the caller has taken its record back and stops the mirror. `busy` unless in sync, `io`
+    /// when the mirror has failed. Idempotent.
+    MirrorPrepare {
+        /// The datapath's name.
+        disk: DpId,
+    },
+    /// Puts the target in the disk's place; answered when that is done and all is durable there.
+    /// No request waits for it. A disk that was switched already is a success. `busy` unless in
+    /// sync, `io` when the mirror has failed or both differ.
+    MirrorSwitch {
+        /// The datapath's name.
+        disk: DpId,
+        /// Whether all bytes of both are compared before; may take long.
+        verify: bool,
+    },
+    /// Closes the target and goes on without it. A disk without a mirror is a success, and so is one
+    /// that was switched: nothing is undone.
+    MirrorStop {
+        /// The datapath's name.
+        disk: DpId,
+    },
+    /// Takes a layer out of the chain of a disk in use (one descriptor: the layer below it, which
+    /// holds all that it held). Nothing waits for it. A disk without the layer is a success.
+    Relink {
+        /// The datapath's name.
+        disk: DpId,
+        /// Uuid of the layer that goes.
+        gone: Uuid,
+        /// Format of the layer below it.
+        into: Format,
+        /// How the leaf is to name that one: given exactly when the leaf stands on what goes and the
+        /// disk takes writes. Its path must be as long as the old one.
+        parent: Option<ParentRef>,
+    },
+    /// Makes another image the parent of an image that nobody writes (one descriptor), in one step
+    /// if a crash comes. The path must be as long as the old one. Disks that read it go on. The
+    /// parent it has already is a success.
+    ImageReparent {
+        /// The new parent.
+        parent: ParentRef,
+        /// How the container ends.
+        extent: Extent,
+    },
     /// Sets or clears the hidden flag of an image that nobody writes (one descriptor).
     ImageHide {
         /// The flag's new value.
@@ -321,6 +421,16 @@ impl Request {
             Self::ImageQuery { .. } => "image-query",
             Self::ImageResize { .. } => "image-resize",
             Self::ImageHide { .. } => "image-hide",
+            Self::ImageReparent { .. } => "image-reparent",
+            Self::CopyStart { .. } => "copy-start",
+            Self::CopyWait { .. } => "copy-wait",
+            Self::CopyStop { .. } => "copy-stop",
+            Self::MirrorStart { .. } => "mirror-start",
+            Self::MirrorWait { .. } => "mirror-wait",
+            Self::MirrorPrepare { .. } => "mirror-prepare",
+            Self::MirrorSwitch { .. } => "mirror-switch",
+            Self::MirrorStop { .. } => "mirror-stop",
+            Self::Relink { .. } => "relink",
         }
     }
 }
@@ -340,13 +450,19 @@ pub enum Reply {
     },
     /// It is done.
     Done,
-    /// To `Open`, `Snapshot`, `Resize`, `SetLimits`, `SetPolicy`, `Resume`, `CbtStart`, `CbtStop`.
+    /// To `Open`, `Snapshot`, `Resize`, `Relink`, `MirrorStart`, `MirrorWait`, `MirrorSwitch`,
+    /// `SetLimits`, `SetPolicy`, `Resume`, `CbtStart`, `CbtStop`.
     Disk(Box<DiskState>),
     /// To `List`.
     Disks {
         /// In order of their names.
         disks: Vec<DiskState>,
+        /// Copies without a guest, in order of their names.
+        #[serde(default)]
+        copies: Vec<CopyState>,
     },
+    /// To `CopyStart`, `CopyWait`.
+    Copy(CopyState),
     /// To `Stats`.
     Stats(Box<DiskLatencies>),
     /// To `ImageCreate`, `ImageQuery`, `ImageResize`.
@@ -382,6 +498,9 @@ pub struct DiskState {
     /// The log of changed blocks in use.
     #[serde(default)]
     pub log: Option<LogState>,
+    /// Its mirror, if it has one; a mirror that was switched stays here until the next one.
+    #[serde(default)]
+    pub mirror: Option<MirrorState>,
 }
 
 /// Why a request did not work.

@@ -159,7 +159,8 @@ impl Mirror {
     /// within the metadata it has.
     ///
     /// # Errors
-    /// `Unsupported` when the target is larger than the source and `same_size` is wanted (a guest
+    /// `Unsupported` when the disk keeps a log of changed blocks, which stays with its engine, and
+    /// when the target is larger than the source and `same_size` is wanted (a guest
     /// must not see its disk change); `ReadOnly` for a target that takes no writes.
     pub fn new(
         source: &mut Engine,
@@ -175,6 +176,9 @@ impl Mirror {
         if target.access() == Access::ReadOnly {
             let text = "the target is open for reading only";
             return Err(Error::new(ErrorKind::ReadOnly, text));
+        }
+        if source.log_state().is_some() {
+            return Err(logged());
         }
         if plan.scope != Scope::Chain {
             source.leaf_is_being_merged();
@@ -240,6 +244,11 @@ impl Mirror {
             && self.failed.is_none()
             && self.heal.is_empty()
             && !self.actives.iter().any(Active::is_copy)
+    }
+
+    /// Whether it is given up; [`Progress::failed`] says why.
+    pub fn has_failed(&self) -> bool {
+        self.failed.is_some()
     }
 
     /// Whether [`Mirror::switch`] or [`Mirror::stop`] has come to its end and the other engine is
@@ -355,4 +364,9 @@ impl Mirror {
         let why = self.failed.as_deref().unwrap_or("it is being stopped");
         Error::new(ErrorKind::Io, format!("the mirror has failed: {why}"))
     }
+}
+
+fn logged() -> Error {
+    let text = "the disk keeps a log of changed blocks, which cannot go to its mirror";
+    Error::new(ErrorKind::Unsupported, text)
 }

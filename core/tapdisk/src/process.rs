@@ -36,7 +36,9 @@
 
 mod connection;
 mod control;
+mod copies;
 mod disk;
+mod engines;
 mod images;
 mod listener;
 mod operations;
@@ -46,11 +48,12 @@ mod vhost;
 pub mod arguments;
 pub mod sandbox;
 
-use crate::engine::Engine;
 use block::Completion;
 use control::Control;
+use copies::Copies;
 use datapath::protocol::{Error, Reply};
 use disk::{Disk, LiveOutcome};
+use engines::Engines;
 use listener::Listener;
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
@@ -124,6 +127,7 @@ pub struct Process {
     frozen: BTreeMap<DpId, Key>,
     freezing: HashMap<u64, Freezing>,
     unserving: Vec<Unserving>,
+    copies: Copies,
     /// Numbers of operations that wait.
     last_number: u64,
     life: Life,
@@ -159,6 +163,7 @@ impl Process {
             frozen: BTreeMap::new(),
             freezing: HashMap::new(),
             unserving: Vec::new(),
+            copies: Copies::default(),
             last_number: 0,
             life: Life::Serving,
             idle_since: None,
@@ -212,9 +217,13 @@ impl Process {
     fn complete(&mut self, done: &mut Vec<Completion>) {
         for completion in done.drain(..) {
             let tag = u16::try_from(completion.token >> TAG_SHIFT).unwrap_or_default();
-            let disk = self.tags.get(&tag).and_then(|id| self.disks.get_mut(id));
-            if let Some(disk) = disk {
-                disk.engine.complete(completion);
+            let Copies { known, tags, .. } = &mut self.copies;
+            if let Some(disk) = self.tags.get(&tag).and_then(|id| self.disks.get_mut(id)) {
+                disk.engine.complete(tag, completion);
+            } else if let Some(copying) = tags.get(&tag).and_then(|id| known.get_mut(id))
+                && let Some(job) = &mut copying.job
+            {
+                job.complete(tag, completion);
             }
         }
     }
@@ -224,8 +233,9 @@ impl Process {
     fn work(&mut self, now: Instant, outcomes: &mut Vec<LiveOutcome>) -> bool {
         loop {
             self.take_controls(now);
-            let more = self.work_disks(now, outcomes);
-            if !self.finish_unserving(now) && outcomes.is_empty() {
+            let more = self.work_copies(now) | self.work_disks(now, outcomes);
+            let settled = self.settle_copies(now) | self.finish_unserving(now);
+            if !settled && outcomes.is_empty() {
                 return more;
             }
             // An end may thaw a disk or let a connection ask again: another round.
@@ -268,6 +278,7 @@ impl Process {
         );
         self.life = Life::Closing { unclean: false };
         self.close_all();
+        self.stop_copies();
     }
 
     /// Accepts control connections and carries out what they ask.
@@ -347,15 +358,22 @@ impl Process {
 
     /// How long until some engine must hear of the time.
     fn until_wake(&self, now: Instant) -> Option<Duration> {
+        let (until, copies_us) = self.copies.wake();
         let engines = self.disks.values().map(|disk| &disk.engine);
-        let at_us = engines.filter_map(Engine::wake_at_us).min()?;
-        let at = self.started + Duration::from_micros(at_us);
+        let engines_us = engines.filter_map(Engines::wake_at_us);
+        let at = engines_us.chain(copies_us).min();
+        let at = at.map(|at_us| self.started + Duration::from_micros(at_us));
+        let at = at.into_iter().chain(until).min()?;
         Some(at.saturating_duration_since(now))
     }
 
-    fn tell_time(&mut self, now: Instant) {
+    fn now_us(&self, now: Instant) -> u64 {
         let passed = now.saturating_duration_since(self.started);
-        let now_us = u64::try_from(passed.as_micros()).unwrap_or(u64::MAX);
+        u64::try_from(passed.as_micros()).unwrap_or(u64::MAX)
+    }
+
+    fn tell_time(&mut self, now: Instant) {
+        let now_us = self.now_us(now);
         for disk in self.disks.values_mut() {
             disk.engine.set_now(now_us);
         }
@@ -363,10 +381,11 @@ impl Process {
 
     /// Whether it is time to end, and how.
     fn ending(&mut self, now: Instant) -> Option<Ending> {
-        let idle = self.disks.is_empty() && self.controls.is_empty();
+        let at_rest = self.disks.is_empty() && !self.copies.are_running();
+        let idle = at_rest && self.controls.is_empty();
         self.idle_since = idle.then(|| self.idle_since.unwrap_or(now));
         match self.life {
-            Life::Closing { unclean } if self.disks.is_empty() => Some(if unclean {
+            Life::Closing { unclean } if at_rest => Some(if unclean {
                 Ending::Unclean
             } else {
                 Ending::Clean

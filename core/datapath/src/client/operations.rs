@@ -282,7 +282,7 @@ impl Client {
     /// As [`Client::call`].
     pub async fn list(&self, request_id: &RequestId) -> Result<Vec<DiskState>, Error> {
         match self.call(request_id, Request::List, vec![]).await? {
-            Reply::Disks { disks } => Ok(disks),
+            Reply::Disks { disks, .. } => Ok(disks),
             other => Err(unexpected("list", &other)),
         }
     }
@@ -432,7 +432,7 @@ impl Client {
             .await
     }
 
-    async fn done(
+    pub(super) async fn done(
         &self,
         op: &str,
         request_id: &RequestId,
@@ -445,7 +445,7 @@ impl Client {
         }
     }
 
-    async fn disk(
+    pub(super) async fn disk(
         &self,
         op: &str,
         request_id: &RequestId,

@@ -343,6 +343,7 @@ impl Outside {
             settings: datapath::DiskSettings::default(),
             paused: None,
             log: None,
+            mirror: None,
         })
     }
 

@@ -2,7 +2,7 @@
 
 use super::background::Own;
 use super::guest::Joint;
-use super::{Mirror, Phase, Switch};
+use super::{Mirror, Phase, Switch, logged};
 use crate::engine::{Engine, Error, ErrorKind, LiveOp, Request};
 
 impl Mirror {
@@ -36,6 +36,9 @@ impl Mirror {
         }
         if self.phase != Phase::InSync {
             return Err(not_in_sync());
+        }
+        if source.log_state().is_some() {
+            return Err(logged());
         }
         let from = if verify { 0 } else { self.blocks.len() };
         self.switched = None;
@@ -110,6 +113,10 @@ impl Mirror {
                 source.submit(ticket, Request::Flush);
                 let ticket = self.own_ticket(Own::SwitchFlush);
                 self.other.submit(ticket, Request::Flush);
+            }
+            Some(Switch::Flushing(0)) if source.log_state().is_some() => {
+                self.switch = None;
+                self.switched = Some(Err(logged()));
             }
             Some(Switch::Flushing(0)) if self.is_in_sync() && !source.is_held() => {
                 self.switch = None;

@@ -28,7 +28,7 @@ impl Change {
 #[derive(Debug)]
 pub(super) struct Joint {
     change: Option<Change>,
-    /// Flush or FUA: its answer promises durability.
+    /// Flush or FUA, or the disk settles or is written through: its answer promises something.
     durable: bool,
     /// It went to both.
     both: bool,
@@ -193,7 +193,10 @@ impl Mirror {
         let any_done = blocks.any(|block| self.blocks.state(block) == State::Done);
         let both = any_done && !self.is_alone() && self.phase != Phase::Growing;
         let fua_on_target = self.is_durable_on_both();
-        let durable = is_fua(&request) || source.is_write_through();
+        self.other
+            .set_settling(fua_on_target && source.is_settling());
+        let promises = source.is_write_through() || source.is_settling();
+        let durable = is_fua(&request) || promises;
         let requests = if both {
             let Some(requests) = doubled(source, request, fua_on_target) else {
                 // A trim without effect.

@@ -14,6 +14,7 @@ pub struct Job {
     mirror: Mirror,
     /// All is in the target, durably.
     copied: bool,
+    stopping: bool,
     closing: bool,
     over: bool,
 }
@@ -29,6 +30,7 @@ impl Job {
             source,
             mirror,
             copied: false,
+            stopping: false,
             closing: false,
             over: false,
         })
@@ -71,8 +73,12 @@ impl Job {
         if self.mirror.is_in_sync() {
             self.copied = true;
         }
-        if self.copied || self.mirror.progress().failed.is_some() {
+        let ended = self.copied || self.mirror.has_failed();
+        if ended && !self.stopping {
+            self.stopping = true;
             self.mirror.stop(&mut self.source);
+            // It may be closed without any operation.
+            return true;
         }
         if self.mirror.is_over() && !self.closing {
             self.closing = true;

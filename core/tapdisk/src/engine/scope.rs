@@ -71,6 +71,7 @@ impl Engine {
     pub fn take_over(&mut self, old: &mut Engine) {
         self.config.write_through = old.config.write_through;
         self.stats = std::mem::take(&mut old.stats);
+        self.settling = old.settling;
         self.set_policy(old.policy());
         // They were good for the old one.
         let _ = self.set_limits(old.limits());

@@ -1,10 +1,11 @@
 //! One open disk: its engine, its listeners and clients, and who waits for what.
 
 use super::connection::Connection;
+use super::engines::Engines;
 use super::listener::Listener;
 use super::reactor::{Key, Keys, Reactor, StreamEvent};
 use super::vhost::Vhost;
-use crate::engine::{self, Done, Engine, Finished, LiveOp, Request, Ticket};
+use crate::engine::{self, Done, Engine, Finished, LiveOp, Relink, Request, Ticket};
 use crate::frontend::{Answer, BlockRun, Buffers, Errno, Failure, Job, Slot, Work};
 use crate::nbd::{Export, Tls};
 use crate::slab::Slab;
@@ -71,7 +72,7 @@ pub(super) struct LiveOutcome {
 /// One open disk.
 #[derive(Debug)]
 pub(super) struct Disk {
-    pub(super) engine: Engine,
+    pub(super) engine: Engines,
     /// The layers' files, leaf first.
     pub(super) identities: Vec<FileIdentity>,
     /// How its containers end.
@@ -105,7 +106,7 @@ impl Disk {
         tag: u16,
     ) -> Self {
         Self {
-            engine,
+            engine: Engines::new(engine),
             identities,
             extent,
             tag,
@@ -139,7 +140,13 @@ impl Disk {
                 trusted: log.trusted && log.broken.is_none(),
                 broken: log.broken.clone(),
             }),
+            mirror: self.engine.mirror_state(),
         }
+    }
+
+    /// Whether requests are in flight.
+    pub(super) fn has_requests(&self) -> bool {
+        self.pending.len() > 0
     }
 
     /// How it behaves.
@@ -164,7 +171,7 @@ impl Disk {
     }
 
     /// How a new leaf's file is to be used, before it becomes the leaf.
-    pub(super) fn set_cache_of_new_leaf(&mut self, reactor: &mut Reactor, file: FileId) {
+    pub(super) fn set_cache_of_new_file(&mut self, reactor: &mut Reactor, file: FileId) {
         self.cache = set_cache(reactor, file, self.cache);
     }
 
@@ -196,7 +203,8 @@ impl Disk {
     /// The files of its layers and its log as the ring knows them.
     pub(super) fn files(&self) -> Vec<FileId> {
         let log = self.log.map(|(_, file)| file);
-        self.engine.files().into_iter().chain(log).collect()
+        let files = self.engine.files().into_iter();
+        files.chain(self.engine.retiring()).chain(log).collect()
     }
 
     /// Serves on `listener`, in place of the one before, whose key is returned. Clients stay.
@@ -251,6 +259,12 @@ impl Disk {
     pub(super) fn start(&mut self, number: u64, op: LiveOp) {
         let ticket = self.ticket(Pending::Live(number));
         self.engine.start(ticket, op);
+    }
+
+    /// Begins to take a layer out; it ends as a [`LiveOutcome`].
+    pub(super) fn start_relink(&mut self, number: u64, relink: Relink) {
+        let ticket = self.ticket(Pending::Live(number));
+        self.engine.relink(ticket, relink);
     }
 
     /// Tells clients that are connected about a new size.
@@ -487,7 +501,7 @@ impl Disk {
     }
 }
 
-impl Buffers for Engine {
+impl Buffers for Engines {
     fn take(&mut self, len: usize) -> Buffer {
         self.take_buffer(len)
     }

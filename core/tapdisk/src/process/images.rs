@@ -32,11 +32,7 @@ pub(super) fn create(mut container: File, new: Create) -> Result<ImageInfo, Erro
     }
     let content = match new.parent {
         None => Content::Dynamic,
-        Some(parent) => Content::Differencing(ParentLink {
-            path: parent.name,
-            uuid: parent.uuid,
-            modified: Timestamp::from_unix_s(parent.mtime_unix_s),
-        }),
+        Some(parent) => Content::Differencing(link(parent)),
     };
     let image = NewImage {
         uuid: new.uuid,
@@ -79,6 +75,26 @@ pub(super) fn hide(mut container: File, extent: Extent, hidden: bool) -> Result<
         return Ok(());
     }
     perform(image.hide_plan(hidden).map_err(refused)?, &mut container)
+}
+
+/// Enters another parent, in one step if a crash comes.
+pub(super) fn reparent(
+    mut container: File,
+    extent: Extent,
+    parent: ParentRef,
+) -> Result<(), Error> {
+    let mut image = open(&container, extent, vhd_rs::Access::ReadWrite)?;
+    let plan = image.relink_plan(&link(parent)).map_err(refused)?;
+    perform(plan, &mut container)
+}
+
+/// A parent as the format has it.
+pub(super) fn link(parent: ParentRef) -> ParentLink {
+    ParentLink {
+        path: parent.name,
+        uuid: parent.uuid,
+        modified: Timestamp::from_unix_s(parent.mtime_unix_s),
+    }
 }
 
 fn open(

@@ -4,16 +4,21 @@ use super::images::{self, Create};
 use super::reactor::Key;
 use super::{Life, Process, ReplyTo};
 use crate::engine;
+use copy::CopyRequest;
 use datapath::codec::Frame;
 use datapath::protocol::{Error, ErrorKind, PROTOCOL, Reply, Request, RequestFrame};
+use relink::RelinkRequest;
 use serde::Deserialize;
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use units::DpId;
 
 mod cbt;
+mod copy;
 mod live;
+mod mirror;
 mod open;
+mod relink;
 mod settings;
 
 pub(super) use live::{Freezing, Live};
@@ -93,6 +98,11 @@ impl Process {
     fn carry_out(&mut self, to: &ReplyTo, request: Request, fds: Vec<OwnedFd>) -> Option<Answered> {
         let wanted = match &request {
             Request::Open { layers, .. } => layers.len(),
+            Request::CopyStart { source, plan, .. } => {
+                source.len().saturating_add(plan.target.len())
+            }
+            Request::MirrorStart { plan, .. } => plan.target.len(),
+            Request::Relink { .. } | Request::ImageReparent { .. } => 1,
             Request::Serve { .. }
             | Request::ServeVhostUser { .. }
             | Request::Snapshot { log: false, .. }
@@ -111,6 +121,17 @@ impl Process {
                 fds.len()
             );
             return Some(Err(Error::new(ErrorKind::Protocol, message)));
+        }
+        if let Request::CopyStart { .. }
+        | Request::CopyWait { .. }
+        | Request::CopyStop { .. }
+        | Request::MirrorStart { .. }
+        | Request::MirrorWait { .. }
+        | Request::MirrorPrepare { .. }
+        | Request::MirrorSwitch { .. }
+        | Request::MirrorStop { .. } = &request
+        {
+            return self.carry_out_copy(to, request, fds);
         }
         let mut fds = fds.into_iter();
         match (request, fds.next()) {
@@ -159,9 +180,71 @@ impl Process {
             (Request::SetPolicy { disk, policy }, _) => Some(self.set_policy(&disk, policy)),
             (Request::Resume { disk }, _) => Some(self.resume(&disk)),
             (Request::Exit, _) => Some(self.exit(to)),
+            (
+                Request::Relink {
+                    disk,
+                    gone,
+                    into,
+                    parent,
+                },
+                Some(fd),
+            ) => self.relink(
+                to,
+                RelinkRequest {
+                    disk,
+                    gone,
+                    into: (into, fd),
+                    parent,
+                },
+            ),
+            (Request::ImageReparent { parent, extent }, Some(fd)) => {
+                Some(self.image_reparent(parent, extent, fd))
+            }
             (request, Some(fd)) => Some(self.image(request, fd)),
             (request, None) => {
                 let message = format!("{} came without its descriptor", request.name());
+                Some(Err(Error::new(ErrorKind::Protocol, message)))
+            }
+        }
+    }
+
+    /// Those about copies and mirrors.
+    fn carry_out_copy(
+        &mut self,
+        to: &ReplyTo,
+        request: Request,
+        fds: Vec<OwnedFd>,
+    ) -> Option<Answered> {
+        let mut fds = fds.into_iter();
+        match request {
+            Request::CopyStart {
+                copy,
+                source,
+                extent,
+                plan,
+            } => {
+                let source = source.into_iter().zip(fds.by_ref()).collect();
+                let target = plan.target.iter().copied().zip(fds).collect();
+                Some(self.copy_start(CopyRequest {
+                    copy,
+                    source,
+                    target,
+                    extent,
+                    plan,
+                }))
+            }
+            Request::CopyWait { copy, wait_ms } => self.copy_wait(to, copy, wait_ms),
+            Request::CopyStop { copy } => self.copy_stop(to, copy),
+            Request::MirrorStart { disk, extent, plan } => {
+                let target = plan.target.iter().copied().zip(fds).collect();
+                Some(self.mirror_start(disk, target, extent, &plan))
+            }
+            Request::MirrorWait { disk, wait_ms } => self.mirror_wait(to, disk, wait_ms),
+            Request::MirrorPrepare { disk } => Some(self.mirror_prepare(&disk)),
+            Request::MirrorSwitch { disk, verify } => self.mirror_switch(to, disk, verify),
+            Request::MirrorStop { disk } => self.mirror_stop(to, disk),
+            other => {
+                let message = format!("{} is about no copy", other.name());
                 Some(Err(Error::new(ErrorKind::Protocol, message)))
             }
         }
@@ -187,6 +270,7 @@ impl Process {
     fn list(&self) -> Reply {
         Reply::Disks {
             disks: self.disks.iter().map(|(id, disk)| disk.state(id)).collect(),
+            copies: self.copies.states(),
         }
     }
 
@@ -194,6 +278,9 @@ impl Process {
         if !self.disks.is_empty() {
             let message = format!("{} disks are open", self.disks.len());
             return Err(Error::new(ErrorKind::Busy, message));
+        }
+        if self.copies.are_running() {
+            return Err(Error::new(ErrorKind::Busy, "copies are under way"));
         }
         tracing::info!(request_id = %to.request_id, "told to exit");
         self.life = Life::Leaving;
@@ -246,7 +333,7 @@ fn found<T>(disk: Option<T>, id: &DpId) -> Result<T, Error> {
 }
 
 /// An error of the engine as an error of the protocol.
-fn engine_error(e: engine::Error) -> Error {
+pub(super) fn engine_error(e: engine::Error) -> Error {
     use engine::ErrorKind as Engine;
     let kind = match e.kind {
         Engine::Chain => ErrorKind::Chain,

@@ -6,6 +6,7 @@
 mod bench;
 mod certificates;
 mod control;
+mod copies;
 mod direct;
 mod faults;
 mod group;
@@ -14,6 +15,7 @@ mod images;
 mod life;
 mod limits;
 mod logs;
+mod mirrors;
 mod pipelines;
 mod serving;
 mod settings;

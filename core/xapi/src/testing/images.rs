@@ -64,6 +64,7 @@ impl State {
             settings: Default::default(),
             paused: None,
             log: None,
+            mirror: None,
         })
     }
 }

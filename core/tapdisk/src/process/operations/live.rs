@@ -2,8 +2,9 @@
 
 use super::open::Opened;
 use super::{Answered, Process, engine_error, found};
-use crate::engine::{LayerImage, LayerSpec, LiveOp};
-use crate::process::disk::{FileIdentity, LiveOutcome};
+use crate::engine::{LayerImage, LayerSpec, LiveOp, Relink};
+use crate::process::copies::{Awaited, Waiting};
+use crate::process::disk::{Disk, FileIdentity, LiveOutcome};
 use crate::process::reactor::Key;
 use crate::process::{Life, ReplyTo};
 use block::FileId;
@@ -38,6 +39,12 @@ pub(super) enum After {
     },
     Resize {
         to: ReplyTo,
+    },
+    /// With the file that takes the place of the one below the layer at `depth`, which goes.
+    Relink {
+        to: ReplyTo,
+        file: FileId,
+        depth: usize,
     },
     /// Without anyone to tell: the process is ending.
     Close {
@@ -82,11 +89,12 @@ impl Process {
         }
     }
 
-    fn is_busy(&self, id: &DpId) -> bool {
-        self.live.values().any(|live| live.disk == *id)
+    pub(super) fn is_busy(&self, id: &DpId) -> bool {
+        self.live.values().any(|live| live.disk == *id) || self.copies.closes(id)
     }
 
-    fn begin_close(&mut self, id: DpId, to: Option<ReplyTo>) {
+    /// Closes a disk, after the end of its mirror if it has one.
+    pub(in crate::process) fn begin_close(&mut self, id: DpId, to: Option<ReplyTo>) {
         let Some(disk) = self.disks.get_mut(&id) else {
             return;
         };
@@ -96,6 +104,14 @@ impl Process {
         // What is held back was accepted and is answered first.
         disk.engine.thaw();
         self.frozen.remove(&id);
+        if let (Some(mirroring), engine) = disk.engine.both() {
+            mirroring.mirror.stop(engine);
+            return self.copies.waiting.push(Waiting {
+                to,
+                what: Awaited::Close(id),
+                until: None,
+            });
+        }
         self.start(id, LiveOp::Close, After::Close { to });
     }
 
@@ -140,6 +156,7 @@ impl Process {
         if disk.engine.layer_uuids().first() == Some(&leaf) {
             return Ok(None);
         }
+        check_not_mirrored(disk, id)?;
         let opened = Opened::read(File::from(fd), Format::Vhd, disk.extent, Access::ReadWrite)?;
         let identity = opened.identity;
         self.check_free(&[identity], Access::ReadWrite)?;
@@ -151,7 +168,7 @@ impl Process {
         }
         let spec = opened.into_spec(&mut self.reactor);
         if let Some(disk) = self.disks.get_mut(id) {
-            disk.set_cache_of_new_leaf(&mut self.reactor, spec.file);
+            disk.set_cache_of_new_file(&mut self.reactor, spec.file);
         }
         Ok(Some((spec, identity)))
     }
@@ -168,6 +185,9 @@ impl Process {
         };
         if disk.engine.size_bytes() == virtual_bytes {
             return Some(self.disk_state(&id));
+        }
+        if let Err(e) = check_not_mirrored(disk, &id) {
+            return Some(Err(e));
         }
         self.start(
             id,
@@ -243,6 +263,15 @@ impl Process {
         self.live.insert(self.last_number, Live { disk: id, after });
     }
 
+    pub(super) fn start_relink(&mut self, id: DpId, relink: Relink, after: After) {
+        let Some(disk) = self.disks.get_mut(&id) else {
+            return;
+        };
+        self.last_number += 1;
+        disk.start_relink(self.last_number, relink);
+        self.live.insert(self.last_number, Live { disk: id, after });
+    }
+
     /// An engine is done with what was started.
     pub(in crate::process) fn live_ended(&mut self, outcome: LiveOutcome) {
         let Some(Live { disk: id, after }) = self.live.remove(&outcome.number) else {
@@ -282,6 +311,17 @@ impl Process {
             After::Resize { to } => {
                 if let Some(disk) = self.disks.get_mut(&id) {
                     disk.fit_size();
+                }
+                let answer = result.and_then(|()| self.disk_state(&id));
+                self.answer(&to, answer);
+            }
+            After::Relink { to, file, depth } => {
+                match (&result, self.disks.get_mut(&id)) {
+                    (Ok(()), Some(disk)) if depth < disk.identities.len() => {
+                        tracing::info!(disk = %id, request_id = %to.request_id, "a layer less");
+                        disk.identities.remove(depth);
+                    }
+                    _ => self.reactor.remove_file(file),
                 }
                 let answer = result.and_then(|()| self.disk_state(&id));
                 self.answer(&to, answer);
@@ -353,7 +393,18 @@ impl Process {
         self.answer(&to, answer);
     }
 
-    pub(super) fn disk_state(&self, id: &DpId) -> Answered {
+    pub(in crate::process) fn disk_state(&self, id: &DpId) -> Answered {
         found(self.disks.get(id), id).map(|disk| Reply::Disk(Box::new(disk.state(id))))
+    }
+}
+
+/// A mirror is of one chain and one size.
+fn check_not_mirrored(disk: &Disk, id: &DpId) -> Result<(), Error> {
+    match disk.engine.mirroring() {
+        None => Ok(()),
+        Some(_) => {
+            let message = format!("disk {id} is mirrored");
+            Err(Error::new(ErrorKind::Busy, message))
+        }
     }
 }

@@ -153,45 +153,28 @@ impl Process {
         identities: &[FileIdentity],
         access: Access,
     ) -> Result<(), Error> {
-        for (id, disk) in &self.disks {
-            let theirs =
-                (disk.engine.access() == Access::ReadWrite).then(|| disk.identities.first());
-            let ours = (access == Access::ReadWrite).then(|| identities.first());
-            let clash = theirs
-                .flatten()
-                .is_some_and(|file| identities.contains(file))
-                || ours
-                    .flatten()
-                    .is_some_and(|file| disk.identities.contains(file));
-            if clash {
-                let message =
-                    format!("disk {id} has a file of this chain, and one of them writes it");
-                return Err(Error::new(ErrorKind::Busy, message));
-            }
-        }
-        Ok(())
+        let writes = (access == Access::ReadWrite).then_some(None);
+        self.check_files(identities, writes)
     }
 
     /// No disk has the container, as any layer.
     pub(super) fn check_unused(&self, container: &File) -> Result<(), Error> {
         let identity = FileIdentity::of(container)
             .map_err(|e| Error::new(ErrorKind::Io, format!("a container: {e}")))?;
-        match self
-            .disks
-            .iter()
-            .find(|(_, disk)| disk.identities.contains(&identity))
-        {
+        match self.user_of(identity) {
             None => Ok(()),
-            Some((id, _)) => Err(Error::new(
+            Some(who) => Err(Error::new(
                 ErrorKind::Busy,
-                format!("disk {id} has the container open"),
+                format!("{who} has the container open"),
             )),
         }
     }
 
-    fn free_tag(&self) -> Option<u16> {
+    pub(super) fn free_tag(&self) -> Option<u16> {
         (self.disks.len() < DISKS_MAX).then_some(())?;
-        (0..u16::MAX).find(|tag| !self.tags.contains_key(tag))
+        let is_free =
+            |tag: &u16| !self.tags.contains_key(tag) && !self.copies.tags.contains_key(tag);
+        (0..u16::MAX).find(is_free)
     }
 
     pub(super) fn serve(
