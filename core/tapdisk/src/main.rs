@@ -7,6 +7,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::process::ExitCode;
 use tapdisk::process::arguments::{Arguments, Asked, parse};
+use tapdisk::process::syscalls::{self, Filtered};
 use tapdisk::process::{Ending, Process, sandbox};
 
 /// Exit codes besides 0, as the help lists them (names of `sysexits.h`).
@@ -46,8 +47,15 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: &Arguments, listener: OwnedFd) -> io::Result<Ending> {
-    sandbox::enter(arguments.run_as)?;
+    sandbox::enter(arguments.run_as, arguments.require_sandbox)?;
     let process = Process::new(listener)?;
+    match syscalls::confine()? {
+        Filtered::Yes => tracing::info!("system calls are filtered"),
+        Filtered::Unsupported if arguments.require_sandbox => {
+            return Err(io::Error::other("the kernel filters no system calls"));
+        }
+        Filtered::Unsupported => tracing::warn!("the kernel filters no system calls"),
+    }
     tracing::info!(
         pid = std::process::id(),
         version = env!("CARGO_PKG_VERSION"),

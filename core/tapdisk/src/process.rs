@@ -47,6 +47,7 @@ mod vhost;
 
 pub mod arguments;
 pub mod sandbox;
+pub mod syscalls;
 
 use block::Completion;
 use control::Control;

@@ -10,10 +10,11 @@ Opens chains of VHD and raw images and serves them over NBD on unix sockets, one
 domain. It is started by xylemd, which keeps its control socket; it is of no use on a terminal.
 
 USAGE
-    xylem-tapdisk [--run-as UID:GID] [--log-level LEVEL]
+    xylem-tapdisk [--run-as UID:GID] [--require-sandbox] [--log-level LEVEL]
 
 OPTIONS
     --run-as UID:GID   change to this user and group and drop every capability
+    --require-sandbox  do not start where the kernel has no Landlock or no seccomp
     --log-level LEVEL  error, warn, info (default), debug or trace
     --help, -h         print this text
     --version, -V      print the version
@@ -23,7 +24,8 @@ DESCRIPTORS
     2   the log, one JSON object per line; request_id follows a call from the client through xylemd
 
     Images and NBD sockets come over control connections. Nothing else is opened: after its start
-    the process has no access to the file system where the kernel has Landlock.
+    the process has no access to the file system where the kernel has Landlock, and where it has
+    seccomp a system call that the data path does not need ends it.
 
 LIFE
     The process goes on serving when xylemd ends. It ends when it is told to over the control
@@ -43,6 +45,8 @@ EXIT STATUS
 pub struct Arguments {
     /// User and group to change to.
     pub run_as: Option<(u32, u32)>,
+    /// Whether not to start without all of the sandbox.
+    pub require_sandbox: bool,
     /// How much to log.
     pub log_level: LevelFilter,
 }
@@ -63,6 +67,7 @@ pub enum Asked {
 pub fn parse(arguments: impl IntoIterator<Item = String>) -> Result<Asked, String> {
     let mut parsed = Arguments {
         run_as: None,
+        require_sandbox: false,
         log_level: LevelFilter::INFO,
     };
     let mut arguments = arguments.into_iter();
@@ -81,6 +86,7 @@ pub fn parse(arguments: impl IntoIterator<Item = String>) -> Result<Asked, Strin
                 )));
             }
             "--run-as" => parsed.run_as = Some(user_and_group(&value()?)?),
+            "--require-sandbox" => parsed.require_sandbox = true,
             "--log-level" => {
                 let level = value()?;
                 let wrong =
@@ -111,7 +117,19 @@ mod tests {
 
     #[test]
     fn arguments_are_taken_or_named_in_the_refusal() {
-        let run = |run_as, log_level| Ok(Asked::Run(Arguments { run_as, log_level }));
+        let run = |run_as, log_level| {
+            Ok(Asked::Run(Arguments {
+                run_as,
+                require_sandbox: false,
+                log_level,
+            }))
+        };
+        let strict = Ok(Asked::Run(Arguments {
+            run_as: None,
+            require_sandbox: true,
+            log_level: LevelFilter::INFO,
+        }));
+        assert_eq!(parse_all(&["--require-sandbox"]), strict);
         assert_eq!(parse_all(&[]), run(None, LevelFilter::INFO));
         assert_eq!(
             parse_all(&["--run-as", "65534:65533", "--log-level", "debug"]),

@@ -2,7 +2,7 @@
 //!
 //! In this order, as each step needs what the next one takes away: stray descriptors, limits,
 //! supplementary groups, capabilities, group and user, new privileges, dumps, the file system.
-//! A seccomp filter belongs at the end of this list, when the set of system calls has settled.
+//! The filter of system calls ([`super::syscalls`]) follows when the ring stands.
 
 use landlock::{
     ABI, Access, AccessFs, AccessNet, CompatLevel, Compatible, Ruleset, RulesetAttr, RulesetStatus,
@@ -28,8 +28,9 @@ const LANDLOCK_ABI: ABI = ABI::V6;
 /// Gives up everything. The caller must be the only thread, as these are rights of a thread.
 ///
 /// # Errors
-/// What the system refused; the process must not go on then.
-pub fn enter(run_as: Option<(u32, u32)>) -> io::Result<()> {
+/// What the system refused; the process must not go on then. With `require_all` also a kernel
+/// without Landlock.
+pub fn enter(run_as: Option<(u32, u32)>, require_all: bool) -> io::Result<()> {
     raise_limits();
     drop_capabilities_for_good()?;
     if let Some((uid, gid)) = run_as {
@@ -39,6 +40,9 @@ pub fn enter(run_as: Option<(u32, u32)>) -> io::Result<()> {
     set_no_new_privs(true)?;
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
     let landlock = deny_file_system().map_err(io::Error::other)?;
+    if require_all && landlock == RulesetStatus::NotEnforced {
+        return Err(io::Error::other("the kernel has no Landlock"));
+    }
     tracing::info!(?run_as, ?landlock, "rights dropped");
     Ok(())
 }

@@ -196,19 +196,60 @@ async fn no_rights_are_left() {
         assert_eq!(field(set), "0000000000000000", "{set}");
     }
     assert_eq!(field("NoNewPrivs"), "1");
+    // A filter of system calls (`SECCOMP_MODE_FILTER`), and one thread that it counts for.
+    assert_eq!(field("Seccomp"), "2");
+    assert_eq!(field("Threads"), "1");
     // Not dumpable: its memory belongs to root, whoever it runs as.
     let owner = std::fs::metadata(format!("/proc/{}/mem", client.pid())).unwrap();
     assert_eq!(std::os::unix::fs::MetadataExt::uid(&owner), 0);
     // And it works: the descriptors it is given are enough.
     bench.create(&client, "a.vhd", 4 * MIB, None).await;
     let socket = bench.serve(&client, "d", &["a.vhd"]).await;
-    nbd(&socket, "d")
-        .await
-        .write(0, pattern(1, 4096), PLAIN)
-        .await
-        .unwrap();
+    let disk = nbd(&socket, "d").await;
+    disk.write(0, pattern(1, 4096), PLAIN).await.unwrap();
+    assert_eq!(strange_descriptors(&bench, client.pid()), [""; 0]);
+    disk.disconnect().await.unwrap();
     client.close(&rid(), &dp("d")).await.unwrap();
     bench.assert_sound("a.vhd", Strictness::Closed);
+}
+
+/// Descriptors that are neither sockets, nor the kernel's own kinds, nor files that were handed over:
+/// no directory and no path that could be gone on from is among what a data path has open.
+fn strange_descriptors(bench: &Bench, pid: u32) -> Vec<String> {
+    const KINDS: &[&str] = &[
+        "socket:[",
+        "anon_inode:[io_uring]",
+        "anon_inode:[signalfd]",
+        "anon_inode:[eventpoll]",
+    ];
+    let given = ["a.vhd", "log/tapdisk-a.log"].map(|name| bench.path(name).display().to_string());
+    let open = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
+    let open = open.map(|entry| std::fs::read_link(entry.unwrap().path()).unwrap());
+    open.map(|target| target.display().to_string())
+        .filter(|target| {
+            let known = KINDS.iter().any(|kind| target.starts_with(kind));
+            !known && target != "/dev/null" && !given.contains(target)
+        })
+        .collect()
+}
+
+#[tokio::test]
+async fn a_process_that_must_have_its_sandbox_starts_where_there_is_one() {
+    let bench = Bench::new();
+    let socket = bench.path("own.ctl");
+    let log = std::fs::File::create(bench.path("own.log")).unwrap();
+    let mut child = Command::new(env!("CARGO_BIN_EXE_xylem-tapdisk"))
+        .arg("--require-sandbox")
+        .stdin(datapath::listen(&socket).unwrap())
+        .stderr(log)
+        .spawn()
+        .unwrap();
+    let client = Client::connect(&socket, &rid()).await.unwrap();
+    client.exit(&rid()).await.unwrap();
+    let status = tokio::task::spawn_blocking(move || child.wait());
+    assert_eq!(status.await.unwrap().unwrap().code(), Some(0));
+    let log = std::fs::read_to_string(bench.path("own.log")).unwrap();
+    assert!(log.contains("system calls are filtered"), "{log}");
 }
 
 #[tokio::test]
