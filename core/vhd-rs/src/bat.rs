@@ -29,14 +29,19 @@ impl PartialEq for Bat {
 impl Eq for Bat {}
 
 impl Bat {
-    /// Takes over entries as they lie on disk; a last incomplete one is dropped.
-    pub(crate) fn from_disk(bytes: &[u8], max_entries: u32) -> Self {
-        let len = (bytes.len() / 4) as u32;
-        let count = entries_of(bytes).count();
+    /// A table of `len` used entries, none of which is allocated.
+    pub(crate) fn empty(len: u32, max_entries: u32) -> Self {
         Self {
-            entries: Entries::collect(entries_of(bytes), count, len),
+            entries: Entries::new(),
             len,
             max_entries,
+        }
+    }
+
+    /// Takes over entries as they lie on disk, from block `first` on, in order.
+    pub(crate) fn take(&mut self, first: u32, bytes: &[u8]) {
+        for (block, entry) in entries_of(bytes) {
+            self.set(first + block, Some(entry));
         }
     }
 

