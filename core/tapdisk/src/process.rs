@@ -12,6 +12,7 @@
 //!   place in the file system decides who may. The end of a control connection changes nothing.
 //! * Operations that need the disk to go quiet (snapshot, resize, freeze, close) are answered when
 //!   their engine is done; others go on meanwhile.
+//! * Copies and mirrors have their turns in the same loop and give way to guests (`copies.rs`).
 //! * It ends by itself only on `exit`, on a signal, or when it had neither a disk nor a control
 //!   connection for [`IDLE_MAX`].
 //!
