@@ -16,6 +16,15 @@ pub(crate) fn cpu_seconds(pid: u32) -> Result<f64> {
     Ok(Duration::from(time).as_secs_f64())
 }
 
+/// Bytes that a process had storage write for it; nothing where there is no storage, as on tmpfs.
+pub(crate) fn written_bytes(pid: u32) -> Result<u64> {
+    let text = read(pid, "io")?;
+    let lines = text.lines().filter_map(|line| line.split_once(": "));
+    let found = lines.into_iter().find(|(name, _)| *name == "write_bytes");
+    let (_, bytes) = found.context("write_bytes in /proc/PID/io")?;
+    Ok(bytes.trim().parse()?)
+}
+
 /// Bytes of memory a process has now.
 pub(crate) fn rss_bytes(pid: u32) -> Result<u64> {
     memory(&read(pid, "status")?, "VmRSS").context("VmRSS in /proc/PID/status")
@@ -62,5 +71,6 @@ mod tests {
         assert!(rss_bytes(pid).unwrap() > 0);
         assert!(rss_bytes_max(pid).unwrap() >= 1 << 18);
         assert!(cpu_seconds(pid).unwrap() < 3600.0);
+        assert!(written_bytes(pid).unwrap() < 1 << 40);
     }
 }

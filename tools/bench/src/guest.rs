@@ -295,11 +295,6 @@ impl Span {
     pub(crate) fn ms(&self) -> f64 {
         self.answered.duration_since(self.sent).as_secs_f64() * 1e3
     }
-
-    /// Whether it was on its way at some moment between the two.
-    pub(crate) fn overlaps(&self, from: Instant, to: Instant) -> bool {
-        self.sent <= to && self.answered >= from
-    }
 }
 
 #[cfg(test)]

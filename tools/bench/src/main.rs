@@ -46,6 +46,7 @@ mod fio;
 mod guest;
 mod images;
 mod kind;
+mod live;
 mod machine;
 mod measure;
 mod measured;
@@ -66,6 +67,7 @@ mod stats;
 mod table;
 mod trace;
 mod vhost;
+mod windows;
 
 use anyhow::{Result, bail};
 use clap::Parser;

@@ -53,6 +53,40 @@ pub(crate) struct Measuring<'a> {
     pub(crate) scratch: &'a Path,
 }
 
+/// Whether others use the machine while something is measured.
+pub(crate) struct Beside {
+    usage: Usage,
+    pids: Vec<u32>,
+    before_s: f64,
+}
+
+impl Beside {
+    /// Begins to watch; the servers with those process ids are no others.
+    ///
+    /// # Errors
+    /// When a server is gone.
+    pub(crate) fn begin(pids: &[u32]) -> Result<Self> {
+        Ok(Self {
+            usage: Usage::now()?,
+            pids: pids.to_vec(),
+            before_s: cpu_seconds(pids)?,
+        })
+    }
+
+    /// Cores that others used since then.
+    ///
+    /// # Errors
+    /// When a server is gone.
+    pub(crate) fn cores(&self) -> Result<f64> {
+        let known_s = cpu_seconds(&self.pids)? - self.before_s;
+        self.usage.foreign_cores_since(known_s)
+    }
+}
+
+fn cpu_seconds(pids: &[u32]) -> Result<f64> {
+    pids.iter().map(|pid| account::cpu_seconds(*pid)).sum()
+}
+
 /// Servers that stay up over the points of a medium.
 pub(crate) type Standing = BTreeMap<Kind, Server>;
 

@@ -1,8 +1,10 @@
-//! P10, on files that nobody has open: `vhd-util coalesce` beside `cp` of the same bytes.
+//! P10 without a guest: an image into its empty parent beside `cp` of the same bytes, by
+//! `vhd-util coalesce` and by the data path.
 //!
-//! Both begin with nothing of the source cached (on a disk) and end when the result is on the
+//! All begin with nothing of the source cached (on a disk) and end when the result is on the
 //! medium.
 
+use crate::account::written_bytes;
 use crate::guest::{Op, perform};
 use crate::images::{evict, settle};
 use crate::measure::Measuring;
@@ -38,6 +40,31 @@ struct Pair {
     bytes: u64,
 }
 
+/// Who coalesces.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Tool {
+    VhdUtil,
+    /// What the daemon does below a disk in use, here without one.
+    DataPath,
+}
+
+impl Tool {
+    fn name(self) -> &'static str {
+        match self {
+            Self::VhdUtil => "vhd-util coalesce",
+            Self::DataPath => "coalescing by the data path",
+        }
+    }
+
+    /// The tool goes through the page cache, the data path past it where there is one.
+    fn works_on(self, medium: Medium) -> bool {
+        match self {
+            Self::VhdUtil => medium != Medium::DiskDirect,
+            Self::DataPath => medium != Medium::DiskCached,
+        }
+    }
+}
+
 /// Coalesces full blocks and scattered extents.
 ///
 /// # Errors
@@ -54,22 +81,33 @@ pub(crate) async fn measure(
     let disk_bytes = if with.effort.quick {
         128 << 20
     } else {
-        1 << 30
+        512 << 20
     };
     let full = pair(with, &dir.join("full"), disk_bytes, full(disk_bytes)).await?;
     let copied = full.child.path.with_file_name("copy.vhd");
-    let (mut ours, mut cp) = (Vec::new(), Vec::new());
-    for _ in 0..with.effort.rounds {
-        ours.push(coalesce(with, &full).await?);
-        cp.push(copy(&full, &copied).await?);
+    let tools = [Tool::VhdUtil, Tool::DataPath];
+    let mut rows = Vec::new();
+    for tool in tools.into_iter().filter(|tool| tool.works_on(medium)) {
+        let (mut ours, mut values) = (Vec::new(), Vec::new());
+        for _ in 0..with.effort.rounds {
+            ours.push(coalesce(with, tool, medium, &full).await?);
+            values.push(copy(&full, &copied).await?);
+        }
+        let peer = Peer {
+            name: "cp and fsync".to_owned(),
+            values,
+            recorded: false,
+        };
+        let work = format!("{}, full blocks into an empty parent: MB/s", tool.name());
+        rows.extend(Row::against(
+            "P10",
+            &work,
+            on,
+            &ours,
+            &peer,
+            Aim::LeastTimes(1.0),
+        ));
     }
-    let peer = Peer {
-        name: "cp and fsync".to_owned(),
-        values: cp,
-        recorded: false,
-    };
-    let work = "vhd-util coalesce of full blocks into an empty parent: MB/s";
-    let first = Row::against("P10", work, on, &ours, &peer, Aim::LeastTimes(1.0));
     fs::remove_dir_all(dir.join("full"))?;
 
     let scattered = pair(
@@ -79,22 +117,68 @@ pub(crate) async fn measure(
         scattered(disk_bytes),
     )
     .await?;
-    let mut ours = Vec::new();
-    for _ in 0..with.effort.rounds {
-        ours.push(coalesce(with, &scattered).await?);
-    }
+    let libvhd = if medium == Medium::Tmpfs {
+        LIBVHD_TMPFS
+    } else {
+        LIBVHD_EXT4
+    };
     let peer = Peer {
         name: "libvhd vhd-util, recorded".to_owned(),
-        values: vec![if medium == Medium::Tmpfs {
-            LIBVHD_TMPFS
-        } else {
-            LIBVHD_EXT4
-        }],
+        values: vec![libvhd],
         recorded: true,
     };
-    let work = "vhd-util coalesce of scattered 64 KiB extents into an empty parent: MB/s";
-    let second = Row::against("P10", work, on, &ours, &peer, Aim::LeastTimes(5.0));
-    Ok(first.into_iter().chain(second).collect())
+    for tool in tools.into_iter().filter(|tool| tool.works_on(medium)) {
+        let mut ours = Vec::new();
+        for _ in 0..with.effort.rounds {
+            ours.push(coalesce(with, tool, medium, &scattered).await?);
+        }
+        let work = format!(
+            "{}, scattered 64 KiB into an empty parent: MB/s",
+            tool.name()
+        );
+        rows.extend(Row::against(
+            "P10",
+            &work,
+            on,
+            &ours,
+            &peer,
+            Aim::LeastTimes(5.0),
+        ));
+    }
+    if medium == Medium::DiskDirect {
+        rows.extend(moved(with, &dir.join("moved"), disk_bytes, on).await?);
+    }
+    Ok(rows)
+}
+
+/// Bytes written per byte that somebody can see, where a sealed layer hides half of what is moved.
+async fn moved(with: &Measuring<'_>, dir: &Path, disk_bytes: u64, on: &str) -> Result<Option<Row>> {
+    let pair = pair(with, dir, disk_bytes, scattered(disk_bytes)).await?;
+    let maker = with.servers.ours().await?;
+    let path = dir.join("above.vhd");
+    let above = maker.create(&path, disk_bytes, Some(&pair.child)).await?;
+    maker.exit().await?;
+    let half = disk_bytes / 2 / BLOCK_BYTES * BLOCK_BYTES;
+    let chain = [&above.path, &pair.child.path, &pair.parent.path].map(PathBuf::as_path);
+    write(with, &chain, full(half)).await?;
+    let visible = scattered(disk_bytes).into_iter().filter(|op| match op {
+        Op::Write { offset, .. } => *offset >= half,
+        Op::Read { .. } | Op::Flush => false,
+    });
+    let visible = bytes_of(&visible.collect::<Vec<Op>>());
+    let mut ratios = Vec::new();
+    for _ in 0..with.effort.rounds.min(3) {
+        fs::copy(&pair.empty, &pair.parent.path)?;
+        settle(&pair.parent.path)?;
+        let ours = with.servers.ours().await?;
+        let before = written_bytes(ours.pid())?;
+        ours.coalesce(&chain, 1, Cache::Direct).await?;
+        let written = written_bytes(ours.pid())?.saturating_sub(before);
+        ours.exit().await?;
+        ratios.push(written as f64 / visible as f64);
+    }
+    let work = "coalescing by the data path, half of it hidden: bytes written per visible byte";
+    Ok(Row::alone("P10", work, on, &ratios, Aim::Most(1.02)))
 }
 
 /// Every byte of the disk.
@@ -145,10 +229,7 @@ async fn pair(with: &Measuring<'_>, dir: &Path, disk_bytes: u64, mut ops: Vec<Op
         .create(&dir.join("child.vhd"), disk_bytes, Some(&parent))
         .await?;
     maker.exit().await?;
-    let ours = with.servers.ours().await?;
-    ours.open(&[&child.path, &parent.path], Cache::Page).await?;
-    perform(&ours.serve().await?, 4, ops).await?;
-    ours.stop().await?;
+    write(with, &[&child.path, &parent.path], ops).await?;
     settle(&child.path)?;
     Ok(Pair {
         parent,
@@ -158,13 +239,36 @@ async fn pair(with: &Measuring<'_>, dir: &Path, disk_bytes: u64, mut ops: Vec<Op
     })
 }
 
+/// Writes to a disk with that chain.
+async fn write(with: &Measuring<'_>, chain: &[&Path], ops: Vec<Op>) -> Result<()> {
+    let ours = with.servers.ours().await?;
+    ours.open(chain, Cache::Page).await?;
+    perform(&ours.serve().await?, 4, ops).await?;
+    ours.stop().await
+}
+
 /// MB/s.
-async fn coalesce(with: &Measuring<'_>, pair: &Pair) -> Result<f64> {
+async fn coalesce(with: &Measuring<'_>, tool: Tool, medium: Medium, pair: &Pair) -> Result<f64> {
     fs::copy(&pair.empty, &pair.parent.path)?;
     settle(&pair.parent.path)?;
-    let mut command = Command::new(with.vhd_util);
-    command.arg("coalesce").arg("-n").arg(&pair.child.path);
-    timed(pair, command, &pair.parent.path).await
+    match tool {
+        Tool::VhdUtil => {
+            let mut command = Command::new(with.vhd_util);
+            command.arg("coalesce").arg("-n").arg(&pair.child.path);
+            timed(pair, command, &pair.parent.path).await
+        }
+        Tool::DataPath => {
+            let ours = with.servers.ours().await?;
+            evict(&pair.child.path)?;
+            let chain = [pair.child.path.as_path(), pair.parent.path.as_path()];
+            let begun = Instant::now();
+            ours.coalesce(&chain, 0, medium.cache()).await?;
+            settle(&pair.parent.path)?;
+            let seconds = begun.elapsed().as_secs_f64();
+            ours.exit().await?;
+            Ok(pair.bytes as f64 / seconds / 1e6)
+        }
+    }
 }
 
 /// MB/s.

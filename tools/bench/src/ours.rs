@@ -1,5 +1,7 @@
 //! Our server: the release `xylem-tapdisk`, driven over its control socket as the daemon does.
 
+mod copies;
+
 use crate::process::signal;
 use anyhow::{Context, Result};
 use datapath::protocol::ParentRef;

@@ -10,7 +10,7 @@ use crate::rows::Rows;
 use crate::server::Servers;
 use crate::stage::{Experiment, Stage};
 use crate::trace::Tracer;
-use crate::{Args, account, chains, check, images, memory, offline, snapshot, table, vhost};
+use crate::{Args, account, chains, check, images, live, memory, offline, snapshot, table, vhost};
 use anyhow::{Context, Result, bail};
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -171,6 +171,8 @@ async fn run_experiment(
         Experiment::OpenChain => chains::measure_open(with, dir, on).await,
         Experiment::VhostUser => vhost::measure(with, dir, on).await,
         Experiment::Offline => offline::measure(with, dir, medium, on).await,
+        Experiment::Coalesce => live::coalesce(with, dir, on).await,
+        Experiment::Mirror => live::mirror(with, dir, on).await,
         Experiment::Snapshot => snapshot::measure(with, dir, on).await,
         Experiment::Memory => memory::measure(with, dir, on).await,
         Experiment::Check => check::measure(with, dir, on).await,

@@ -24,8 +24,12 @@ pub(crate) enum Experiment {
     VhostUser,
     /// P10, on files that nobody has open.
     Offline,
+    /// P10, on a disk in use.
+    Coalesce,
     /// P11.
     Snapshot,
+    /// P12.
+    Mirror,
     /// P13.
     Memory,
     /// P14.
@@ -33,12 +37,14 @@ pub(crate) enum Experiment {
 }
 
 impl Experiment {
-    const ALL: [(Self, &'static [Medium]); 7] = [
+    const ALL: [(Self, &'static [Medium]); 9] = [
         (Self::Chains, &[Medium::DiskDirect]),
         (Self::OpenChain, &[Medium::DiskDirect]),
         (Self::VhostUser, &[Medium::DiskDirect]),
-        (Self::Offline, &[Medium::DiskCached, Medium::Tmpfs]),
+        (Self::Offline, &Medium::ALL),
+        (Self::Coalesce, &[Medium::DiskDirect, Medium::Tmpfs]),
         (Self::Snapshot, &[Medium::DiskDirect, Medium::Tmpfs]),
+        (Self::Mirror, &[Medium::DiskDirect, Medium::Tmpfs]),
         (Self::Memory, &[Medium::Tmpfs]),
         (Self::Check, &[Medium::DiskCached, Medium::Tmpfs]),
     ];
@@ -47,8 +53,9 @@ impl Experiment {
         match self {
             Self::Chains | Self::OpenChain => "P7",
             Self::VhostUser => "P9",
-            Self::Offline => "P10",
+            Self::Offline | Self::Coalesce => "P10",
             Self::Snapshot => "P11",
+            Self::Mirror => "P12",
             Self::Memory => "P13",
             Self::Check => "P14",
         }
@@ -60,6 +67,8 @@ impl Experiment {
             Self::OpenChain => "opening 30 layers of 1 TiB",
             Self::VhostUser => "vhost-user-blk",
             Self::Offline => "coalescing without a guest",
+            Self::Coalesce => "coalescing a disk in use",
+            Self::Mirror => "mirrors of a disk in use",
             Self::Snapshot => "snapshots of a busy disk",
             Self::Memory => "memory of a disk of 1 TiB",
             Self::Check => "checking 256 GiB",
@@ -76,6 +85,9 @@ impl Experiment {
             (Self::VhostUser, false) => 25,
             (Self::Offline, true) => 5,
             (Self::Offline, false) => 30,
+            (Self::Coalesce | Self::Mirror, true) => 6,
+            (Self::Coalesce, false) => 40,
+            (Self::Mirror, false) => 30,
             (Self::Snapshot, true) => 3,
             (Self::Snapshot, false) => 12,
             (Self::Memory | Self::Check, _) => 3,
