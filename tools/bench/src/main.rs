@@ -24,6 +24,9 @@
 //! Debian. Their values were measured once on a quiet machine of 2 cores with the same client, so
 //! on another machine their rows say little.
 //!
+//! What is done to a disk in use (snapshots, coalescing, mirrors) has no peer that could do it: there
+//! the other side is the same guest a moment before, so a disk that has moods shows them in both.
+//!
 //! # How far to trust it
 //! CPU time per request (all threads of the server, io_uring's workers included) is the steadiest
 //! number and IOPS the noisiest: fio takes a core of its own at around 200k requests a second, and

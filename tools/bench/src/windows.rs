@@ -33,10 +33,11 @@ impl Window {
         self.answered(spans).count() as f64 / self.length().as_secs_f64()
     }
 
-    /// Milliseconds within which such a part of the requests was answered; `None` without any.
+    /// Milliseconds within which such a part of the requests was answered. Where none was answered,
+    /// all of them waited: then it is the longest wait. `None` without any request.
     pub(crate) fn part_ms(&self, spans: &[Span], part: f64) -> Option<f64> {
         let waits: Vec<f64> = self.answered(spans).map(Span::ms).collect();
-        part_of(&waits, part)
+        part_of(&waits, part).or_else(|| self.longest_ms(spans))
     }
 
     /// The longest wait of a request that was on its way at some moment of it, in milliseconds;
@@ -101,5 +102,13 @@ mod tests {
         let window = window(start, 10, 110);
         assert!((window.iops(&spans) - 30.0).abs() < 1e-9);
         assert_eq!(window.part_ms(&spans, 1.0), Some(15.0));
+    }
+
+    #[test]
+    fn a_window_in_which_nothing_is_answered_is_one_long_wait() {
+        let start = Instant::now();
+        let spans = spans(start, &[(0, 10), (5, 205)]);
+        let window = window(start, 50, 150);
+        assert_eq!(window.part_ms(&spans, 0.99), Some(200.0));
     }
 }
