@@ -18,8 +18,8 @@ pub const PROTOCOL: &str = "xylem-tapdisk/0";
 /// Largest frame either side accepts.
 pub const FRAME_BYTES_MAX: usize = 1 << 20;
 
-/// Most descriptors one frame may carry: the longest chain, a listener and a spare.
-pub const FRAME_FDS_MAX: usize = 64;
+/// Most descriptors one frame may carry: two chains of the longest kind, for a copy.
+pub const FRAME_FDS_MAX: usize = 128;
 
 /// Longest wait in milliseconds that a caller can ask for; shorter than any call's deadline.
 pub const WAIT_MS_MAX: u32 = 30_000;

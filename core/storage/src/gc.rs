@@ -1,29 +1,39 @@
-//! Removes the containers that a commit doomed. Coalescing of what is only a parent has its place
-//! here too, once the data path can do it.
+//! Removes the containers that a commit doomed. What makes them unneeded is in [`crate::merge`] and
+//! wherever a VDI goes.
 
-use crate::state::Live;
+use crate::state::{Host, Live};
 use plugin::Container;
 use std::collections::BTreeSet;
 use units::ContainerId;
 
-impl Live {
+impl Host {
     /// Removes doomed containers, children first. One that cannot be removed now stays on the list
-    /// for the next time: the commit that doomed it has happened.
-    pub(crate) async fn remove_doomed(&self) {
-        for id in &self.record().doomed {
-            match self.plugin.container_remove(&self.handle, id).await {
+    /// for the next time, with those below it: the commit that doomed it has happened. Comes after
+    /// whatever may have left layers to merge, so that is noticed here.
+    pub(crate) async fn remove_doomed(&self, live: &Live) {
+        if !live.record().merges().is_empty() {
+            self.wanted.want(live.uuid);
+        }
+        let busy = self.merging_containers(live.uuid);
+        for id in &live.record().doomed {
+            if busy.contains(id) {
+                return;
+            }
+            match live.plugin.container_remove(&live.handle, id).await {
                 Ok(()) => {
-                    self.metadata.removed(id);
-                    self.seen.lock().used_bytes.remove(id);
+                    live.metadata.removed(id);
+                    live.seen.lock().used_bytes.remove(id);
                 }
                 Err(e) => {
-                    tracing::warn!(sr = %self.uuid, container = %id, error = %e, "not removed");
+                    tracing::warn!(sr = %live.uuid, container = %id, error = %e, "not removed");
                     return;
                 }
             }
         }
     }
+}
 
+impl Live {
     /// Takes in what the plugin lists; returns the containers that nothing here knows of. `ours`
     /// are those of operations under way.
     pub(crate) fn see(

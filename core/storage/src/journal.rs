@@ -5,6 +5,7 @@
 //! Make:  prepared ── containers made ── switching ── disk runs on the new leaf ── committed
 //!            └── back: remove them          └── forward only: the guest may have written to it
 //! Grow:  the image says how large it is; the records follow it
+//! Merge: copying ── given up at any time; committing ── forward only
 //! ```
 //!
 //! Settling is idempotent and may itself be cut short anywhere. It runs when an SR comes up and
@@ -12,11 +13,13 @@
 
 use crate::call::CallContext;
 use crate::error::{Result, StorageError, StorageErrorKind};
+use crate::merge::Merge;
 use crate::model::Access;
 use crate::record::{Change, SrRecord};
 use crate::state::{Held, Host, Live, OpenDisk, disk_of};
 use datapath::{DiskState, ErrorKind};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 use units::{ContainerId, DpId, SrUuid, VdiUuid};
 use uuid::Uuid;
 
@@ -43,6 +46,26 @@ pub(crate) enum Work {
     },
     /// Grows an image.
     Grow { vdi: VdiUuid, image: ContainerId },
+    /// Makes two layers one; see [`crate::merge`].
+    Merge {
+        merge: Merge,
+        /// Where the copy is made; with `live`, the process that serves the disk.
+        process: String,
+        live: bool,
+        stage: Stage,
+        /// The VDIs concerned once it is committing.
+        vdis: BTreeSet<VdiUuid>,
+    },
+}
+
+/// How far a merge is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Stage {
+    /// May be given up at any time.
+    Copying,
+    /// The lower layer has everything.
+    Committing,
 }
 
 /// A live disk that gets a new leaf.
@@ -66,20 +89,36 @@ impl Intent {
         match &self.work {
             Work::Make { change, .. } => change.vdis.contains_key(&vdi),
             Work::Grow { vdi: grown, .. } => *grown == vdi,
+            Work::Merge { merge, vdis, .. } => merge.leaf_of == Some(vdi) || vdis.contains(&vdi),
         }
     }
 
     /// Whether its operation runs without the lock of a VDI or an SR. Any other one that is found
     /// by whoever has the lock was left, even by a panic.
     fn is_long(&self) -> bool {
-        matches!(&self.work, Work::Make { change, .. } if change.vdis.is_empty())
+        match &self.work {
+            Work::Make { change, .. } => change.vdis.is_empty(),
+            Work::Merge { stage, .. } => *stage == Stage::Copying,
+            Work::Grow { .. } => false,
+        }
+    }
+
+    /// Whether it is given up for whoever wants something else of a VDI it concerns.
+    fn gives_way(&self) -> bool {
+        matches!(
+            &self.work,
+            Work::Merge {
+                stage: Stage::Copying,
+                ..
+            }
+        )
     }
 
     /// Containers that are ours though no record names them.
     pub(crate) fn created(&self) -> &[ContainerId] {
         match &self.work {
             Work::Make { created, .. } => created,
-            Work::Grow { .. } => &[],
+            Work::Grow { .. } | Work::Merge { .. } => &[],
         }
     }
 }
@@ -145,29 +184,53 @@ impl Host {
         live: &Live,
         vdis: &[VdiUuid],
     ) -> Result<()> {
-        for (id, intent) in self.left_of(live.uuid) {
-            if vdis.iter().any(|vdi| intent.concerns(*vdi)) {
+        self.settle_others(ctx, live, vdis, Uuid::nil()).await
+    }
+
+    /// As [`Host::settle_vdis`], but for the caller's own intent.
+    pub(crate) async fn settle_others(
+        &self,
+        ctx: &CallContext,
+        live: &Live,
+        vdis: &[VdiUuid],
+        own: Uuid,
+    ) -> Result<()> {
+        let ours_to_settle = |held: &Held| {
+            let left = held.left || !held.intent.is_long() || held.intent.gives_way();
+            left && vdis.iter().any(|vdi| held.intent.concerns(*vdi))
+        };
+        for (id, intent) in self.intents_of(live.uuid, ours_to_settle) {
+            if id != own {
                 self.settle(ctx, live, id, &intent).await?;
             }
         }
         Ok(())
     }
 
+    /// Ends the merges of an SR that goes away.
+    pub(crate) async fn end_merges(&self, ctx: &CallContext, live: &Live) -> Result<()> {
+        for (id, intent) in self.intents_of(live.uuid, |held| held.intent.gives_way()) {
+            self.settle(ctx, live, id, &intent).await?;
+        }
+        Ok(())
+    }
+
     /// Settles what earlier operations left of an SR; what cannot be settled now stays.
     pub(crate) async fn settle_sr(&self, ctx: &CallContext, live: &Live) {
-        for (id, intent) in self.left_of(live.uuid) {
+        let left = |held: &Held| held.left || !held.intent.is_long();
+        for (id, intent) in self.intents_of(live.uuid, left) {
             if let Err(e) = self.settle(ctx, live, id, &intent).await {
                 tracing::error!(sr = %live.uuid, error = %e, "an operation stays unsettled");
             }
         }
     }
 
-    fn left_of(&self, sr: SrUuid) -> Vec<(Uuid, Intent)> {
+    fn intents_of(&self, sr: SrUuid, wanted: impl Fn(&Held) -> bool) -> Vec<(Uuid, Intent)> {
         let intents = self.intents.lock();
-        let left = intents
+        let of_sr = intents
             .iter()
-            .filter(|(_, Held { intent, left })| intent.sr == sr && (*left || !intent.is_long()));
-        left.map(|(id, held)| (*id, held.intent.clone())).collect()
+            .filter(|(_, held)| held.intent.sr == sr && wanted(held));
+        of_sr.map(|(id, held)| (*id, held.intent.clone())).collect()
     }
 
     async fn settle(
@@ -180,6 +243,16 @@ impl Host {
         live.metadata.settle().await?;
         match &intent.work {
             Work::Grow { vdi, image } => self.settle_grow(ctx, live, *vdi, image).await?,
+            Work::Merge {
+                merge,
+                process,
+                live: is_live,
+                stage,
+                ..
+            } => {
+                self.settle_merge(ctx, live, merge, process, *is_live, *stage)
+                    .await?;
+            }
             Work::Make {
                 created,
                 change,

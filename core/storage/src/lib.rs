@@ -15,7 +15,8 @@
 //!
 //! * A VDI is a record that names a leaf. Snapshot of A: make C2 as a child of A's leaf C1, switch
 //!   the live disk to C2, then commit *A is C2 now, S is C1* in one write. No container is ever
-//!   renamed, and what became a parent never changes again.
+//!   renamed, and what a parent shows never changes again. Layers that only history needs are
+//!   merged into the one below while guests use the disks (`merge`).
 //! * The records lie in the container `xylem-meta` of the SR (two slots, newest valid one counts),
 //!   so the SR describes itself; an SR without readable metadata is an error, never empty.
 //! * Containers that a commit left unused are listed as doomed in the same write and removed after
@@ -45,6 +46,7 @@ mod geometry;
 mod journal;
 mod locks;
 mod manager;
+mod merge;
 mod metadata;
 mod model;
 mod outside;
@@ -59,6 +61,7 @@ pub use automaton::DpState;
 pub use call::{CallContext, Watch};
 pub use error::{Result, StorageError, StorageErrorKind};
 pub use manager::{ImportContainer, StorageConfig, StorageManager, Transfer};
+pub use merge::MergeRules;
 pub use model::{
     Access, Backend, DpInfo, Keys, NbdEndpoint, NewName, NewVdi, SrInfo, SrScan, VdiFields,
     VdiInfo, VdiUpdate,

@@ -4,8 +4,9 @@
 mod datapaths;
 mod vdis;
 
-use crate::call::CallContext;
+use crate::call::{CallContext, Watch};
 use crate::error::{Result, StorageError, StorageErrorKind};
+use crate::merge::MergeRules;
 use crate::model::{Access, NbdEndpoint, SrInfo, SrScan};
 use crate::outside::{DataPaths, HostFiles, MetaFiles, Plugins};
 use crate::state::Host;
@@ -14,6 +15,8 @@ use plugin::{DeviceConfig, Location, ProbeResult};
 use std::fs::File;
 use std::future::Future;
 use std::sync::Arc;
+use std::time::Duration;
+use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 use units::{ContainerId, DpId, SrUuid};
 
@@ -236,6 +239,36 @@ impl StorageManager {
             h.sr_scan(&c, sr).await
         })
         .await
+    }
+
+    /// Makes one layer of two wherever no VDI needs both, until nothing is left to merge; guests go
+    /// on meanwhile, and any other call goes before. Says how many layers went. Cancelling leaves
+    /// everything as it is.
+    ///
+    /// # Errors
+    /// `SrNotAttached`, `Cancelled`; what went wrong, when nothing at all could be merged.
+    pub async fn sr_merge(
+        &self,
+        ctx: &CallContext,
+        sr: SrUuid,
+        rules: MergeRules,
+        watch: Watch,
+    ) -> Result<u32> {
+        self.run(ctx, "SR.merge", move |h, c| async move {
+            h.sr_merge(&c, sr, rules, &watch).await
+        })
+        .await
+    }
+
+    /// Merges in the background whatever [`StorageManager::sr_merge`] would, `settle` after the last
+    /// call that left something to merge, as far as `rules` of the SR allow. Returns after `stop`.
+    pub async fn merge_until(
+        &self,
+        settle: Duration,
+        rules: impl Fn(SrUuid) -> MergeRules + Send + Sync,
+        stop: CancellationToken,
+    ) {
+        self.host.merge_until(settle, &rules, &stop).await;
     }
 
     /// Says how an attached SR is.

@@ -11,6 +11,7 @@ pub use tapdisks::Tapdisks;
 
 use crate::model::{Access, NbdEndpoint};
 use async_trait::async_trait;
+use datapath::protocol::ParentRef;
 use datapath::{DiskState, Error, Extent, Format, ImageInfo, NewImage};
 use plugin::{Location, StoragePlugin};
 use std::io;
@@ -114,6 +115,103 @@ pub trait DataPaths: Send + Sync {
         virtual_bytes: u64,
         extent: Extent,
     ) -> Result<ImageInfo, Error>;
+
+    /// Makes `parent` the parent of an image that nobody writes. Its time is taken from
+    /// `parent_at`. The parent it has already is a success.
+    async fn image_reparent(
+        &self,
+        request_id: &RequestId,
+        process: &str,
+        container: &Location,
+        parent: ParentRef,
+        parent_at: &Location,
+        extent: Extent,
+    ) -> Result<(), Error>;
+
+    /// Has the second layer of `chain`, which nobody else writes, take over what the first holds
+    /// itself; it is grown to the first's size before. Durable when it returns. Nothing changes for
+    /// who reads through the first, so it may stop anywhere and be done again. Tells what part is
+    /// done, 0.0 to 1.0, never decreasing. `process` is for this alone.
+    ///
+    /// # Cancel safety
+    /// Dropping it does not end the copy; [`DataPaths::merge_stop`] does.
+    async fn merge(
+        &self,
+        request_id: &RequestId,
+        process: &str,
+        chain: &[Layer],
+        extent: Extent,
+        progress: &(dyn Fn(f64) + Send + Sync),
+    ) -> Result<(), Error>;
+
+    /// Ends a merge, finished or not, and its process. None there: a success.
+    async fn merge_stop(&self, request_id: &RequestId, process: &str) -> Result<(), Error>;
+
+    /// Has the chain below an open disk's leaf, leaf first, take over what that leaf holds, while
+    /// the disk is in use; its first layer is grown to the disk's size before. The same again goes
+    /// on.
+    async fn mirror_start(
+        &self,
+        request_id: &RequestId,
+        process: &str,
+        disk: &DpId,
+        below: &[Layer],
+        extent: Extent,
+    ) -> Result<(), Error>;
+
+    /// Waits until both hold the same, and every flush is durable on both.
+    ///
+    /// # Errors
+    /// `Io` when the lower side failed; the guest goes on on the disk as it is.
+    async fn mirror_wait(
+        &self,
+        request_id: &RequestId,
+        process: &str,
+        disk: &DpId,
+        progress: &(dyn Fn(f64) + Send + Sync),
+    ) -> Result<(), Error>;
+
+    /// Says that the records are about to name the lower chain: from now on no flush is answered
+    /// that is not durable on both, whatever fails, until the disk is switched or the mirror
+    /// stopped. So either chain is the disk if everything dies.
+    ///
+    /// # Errors
+    /// `Busy` when they do not hold the same; `Io` when the lower side failed.
+    async fn mirror_prepare(
+        &self,
+        request_id: &RequestId,
+        process: &str,
+        disk: &DpId,
+    ) -> Result<(), Error>;
+
+    /// Puts the disk on the lower chain alone. A disk that is there already: a success.
+    async fn mirror_switch(
+        &self,
+        request_id: &RequestId,
+        process: &str,
+        disk: &DpId,
+    ) -> Result<(), Error>;
+
+    /// Ends a mirror; the disk stays as it is. None there, or no such disk: a success.
+    async fn mirror_stop(
+        &self,
+        request_id: &RequestId,
+        process: &str,
+        disk: &DpId,
+    ) -> Result<(), Error>;
+
+    /// Takes the layer with uuid `gone` out of an open disk's chain; `into`, below it, holds what
+    /// it held. `parent` is set when the disk writes its leaf and that stood on what goes: its
+    /// header then names the new parent. A disk without that layer: a success.
+    async fn relink(
+        &self,
+        request_id: &RequestId,
+        process: &str,
+        disk: &DpId,
+        gone: uuid::Uuid,
+        into: &Layer,
+        parent: Option<ParentRef>,
+    ) -> Result<(), Error>;
 
     /// Ends a process that has no disk; one that does not run is a success.
     async fn exit(&self, request_id: &RequestId, process: &str) -> Result<(), Error>;

@@ -149,7 +149,7 @@ impl Host {
     /// Finishes or undoes whatever an earlier life left.
     async fn settle_all(&self, ctx: &CallContext, live: &Live) {
         self.settle_sr(ctx, live).await;
-        live.remove_doomed().await;
+        self.remove_doomed(live).await;
         self.repeat_datapaths(ctx, live).await;
     }
 
@@ -215,6 +215,9 @@ impl Host {
         for (id, _) in &dps {
             self.drop_dp(ctx, live, id).await?;
         }
+        if let Some(live) = live {
+            self.end_merges(ctx, live).await?;
+        }
         for Scratch { process, disk } in self.scratches_of(sr) {
             let closed = self
                 .data_paths
@@ -251,7 +254,7 @@ impl Host {
         of_sr
             .filter_map(|held| match &held.intent.work {
                 Work::Make { scratch, .. } => scratch.clone(),
-                Work::Grow { .. } => None,
+                Work::Grow { .. } | Work::Merge { .. } => None,
             })
             .collect()
     }
@@ -304,7 +307,7 @@ impl Host {
         let gate = self.alone(ctx, sr).await?;
         let live = gate.live().ok_or_else(|| StorageError::no_sr(sr))?;
         self.settle_sr(ctx, live).await;
-        live.remove_doomed().await;
+        self.remove_doomed(live).await;
         let listed = live
             .plugin
             .container_list(&live.handle)

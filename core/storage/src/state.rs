@@ -16,6 +16,7 @@ use crate::error::{Result, StorageError, StorageErrorKind};
 use crate::journal::Intent;
 use crate::locks::KeyedLocks;
 use crate::manager::StorageConfig;
+use crate::merge::Wanted;
 use crate::metadata::Metadata;
 use crate::model::{Access, DpInfo, VdiInfo};
 use crate::outside::{DataPaths, Layer, MetaFiles, Plugins};
@@ -43,6 +44,9 @@ pub(crate) struct Host {
     /// Held by whatever creates, attaches, detaches, destroys or forgets an SR.
     pub(crate) sr_locks: KeyedLocks<SrUuid>,
     pub(crate) vdi_locks: KeyedLocks<VdiUuid>,
+    /// Held while an SR's layers are merged: one at a time.
+    pub(crate) merging: KeyedLocks<SrUuid>,
+    pub(crate) wanted: Wanted,
     pub(crate) srs: Mutex<BTreeMap<SrUuid, Arc<Sr>>>,
     pub(crate) dps: Mutex<BTreeMap<DpId, DpRecord>>,
     pub(crate) open_disks: Mutex<BTreeMap<DpId, OpenDisk>>,
@@ -134,6 +138,8 @@ impl Host {
             journal: database.bucket("storage-journal"),
             sr_locks: KeyedLocks::new(),
             vdi_locks: KeyedLocks::new(),
+            merging: KeyedLocks::new(),
+            wanted: Wanted::default(),
             srs: Mutex::default(),
             dps: Mutex::default(),
             open_disks: Mutex::default(),
@@ -365,9 +371,15 @@ impl Live {
 
     /// The layers of a VDI, leaf first, ready to be opened.
     pub(crate) async fn chain(&self, vdi: VdiUuid) -> Result<Vec<Layer>> {
+        let leaf = self.record().vdi(vdi)?.leaf.clone();
+        self.layers_of(&leaf).await
+    }
+
+    /// A layer and those below it, the upper first, ready to be opened.
+    pub(crate) async fn layers_of(&self, layer: &ContainerId) -> Result<Vec<Layer>> {
         let record = self.record();
         let mut layers = Vec::new();
-        for (id, image) in record.chain(&record.vdi(vdi)?.leaf) {
+        for (id, image) in record.chain(layer) {
             let location = self.locate(&id).await?;
             layers.push(Layer {
                 location,

@@ -14,13 +14,12 @@ use crate::model::{Access, NewName, VdiFields, VdiInfo};
 use crate::record::{Change, SnapshotRecord, VdiRecord};
 use crate::state::{Host, Live};
 use crate::vdi::{exists, fresh_container, new_image};
-use datapath::protocol::FRAME_FDS_MAX;
 use std::time::{SystemTime, UNIX_EPOCH};
 use units::{ContainerId, SrUuid, VdiUuid};
 use uuid::Uuid;
 
-/// Most layers a chain may have: one frame carries their descriptors, a listener and a spare.
-const CHAIN_LAYERS_MAX: usize = FRAME_FDS_MAX - 2;
+/// Most layers a chain may have: one frame carries the descriptors of two, for a merge.
+const CHAIN_LAYERS_MAX: usize = datapath::protocol::FRAME_FDS_MAX / 2;
 
 impl Host {
     pub(crate) async fn vdi_snapshot(
@@ -176,7 +175,7 @@ impl Host {
             Ok(()) => self.ended(id).await,
             Err(_) => self.give_up(ctx, live, id).await,
         }
-        live.remove_doomed().await;
+        self.remove_doomed(live).await;
         made
     }
 

@@ -72,7 +72,7 @@ impl Host {
                 })
                 .await?;
         }
-        live.remove_doomed().await;
+        self.remove_doomed(&live).await;
         Ok(())
     }
 

@@ -5,5 +5,6 @@
 
 mod bench;
 mod directory;
+mod merges;
 mod trees;
 mod witnesses;

@@ -10,7 +10,7 @@ use crate::world::{Bytes, Content, Fault, Host, ctx, id, make_sr};
 use datapath::Access;
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
-use storage::{DpState, NewName, NewVdi, Result, VdiInfo, Watch};
+use storage::{DpState, MergeRules, NewName, NewVdi, Result, VdiInfo, Watch};
 use units::{SrUuid, VdiUuid};
 
 /// What is done when the world stops.
@@ -41,6 +41,14 @@ enum Op {
     DpDestroy,
     SrDetach,
     SrDestroy,
+    /// A layer with two children goes into the one below it.
+    MergeInner {
+        live: Live,
+    },
+    /// A leaf goes into its parent.
+    MergeLeaf {
+        live: Live,
+    },
 }
 
 /// How the VDI is in use.
@@ -51,7 +59,7 @@ enum Live {
     Writes,
 }
 
-const OPS: [Op; 23] = [
+const OPS: [Op; 29] = [
     Op::Create,
     Op::Snapshot { live: Live::No },
     Op::Snapshot { live: Live::Reads },
@@ -75,6 +83,12 @@ const OPS: [Op; 23] = [
     Op::DpDestroy,
     Op::SrDetach,
     Op::SrDestroy,
+    Op::MergeInner { live: Live::No },
+    Op::MergeInner { live: Live::Reads },
+    Op::MergeInner { live: Live::Writes },
+    Op::MergeLeaf { live: Live::No },
+    Op::MergeLeaf { live: Live::Reads },
+    Op::MergeLeaf { live: Live::Writes },
 ];
 
 /// The world before the operation: A with a snapshot S and a newer state, a bystander, and another
@@ -89,6 +103,30 @@ struct Scene {
 }
 
 const GROWN_BYTES: u64 = 128 << 20;
+
+impl Host {
+    /// Leaves layers that only history needed; returns the VDIs made for it.
+    async fn leave_layers(&self, op: Op, a: VdiUuid, s: VdiUuid) -> Option<VdiUuid> {
+        let (manager, sr) = (&self.manager, self.sr);
+        let mut clone = None;
+        if matches!(op, Op::MergeInner { .. }) {
+            let second = manager
+                .vdi_snapshot(&ctx(), sr, a, NewName::default())
+                .await;
+            let second = second.expect("a second snapshot").vdi;
+            let made = manager
+                .vdi_clone(&ctx(), sr, second, NewName::default())
+                .await;
+            clone = Some(made.expect("a clone").vdi);
+            manager
+                .vdi_destroy(&ctx(), sr, second)
+                .await
+                .expect("destroyed");
+        }
+        manager.vdi_destroy(&ctx(), sr, s).await.expect("destroyed");
+        clone
+    }
+}
 
 impl Scene {
     async fn new(op: Op) -> Self {
@@ -107,7 +145,11 @@ impl Scene {
         host.plug(a, "vbd/1", "vm-1", Access::ReadWrite).await;
         assert!(host.world.guest_write(a, 1, 2) && host.world.guest_write(a, 2, 2));
         let access = match op {
-            Op::Snapshot { live } | Op::Clone { live } | Op::Resize { live } => match live {
+            Op::Snapshot { live }
+            | Op::Clone { live }
+            | Op::Resize { live }
+            | Op::MergeInner { live }
+            | Op::MergeLeaf { live } => match live {
                 Live::No => None,
                 Live::Reads => Some(Access::ReadOnly),
                 Live::Writes => Some(Access::ReadWrite),
@@ -128,8 +170,13 @@ impl Scene {
         if op == Op::Downgrade {
             host.plug(a, "reader", "dom0-1", Access::ReadOnly).await;
         }
+        let mut vdis = vec![a, s, b];
+        if matches!(op, Op::MergeInner { .. } | Op::MergeLeaf { .. }) {
+            vdis.extend(host.leave_layers(op, a, s).await);
+            vdis.retain(|vdi| *vdi != s);
+        }
         let mut before = BTreeMap::new();
-        for vdi in [a, s, b] {
+        for vdi in vdis {
             let info = host
                 .manager
                 .vdi_stat(&ctx(), host.sr, vdi)
@@ -212,6 +259,10 @@ impl Scene {
                 let empty = self.other.expect("an empty SR");
                 manager.sr_destroy(&ctx(), empty).await
             }
+            Op::MergeInner { .. } | Op::MergeLeaf { .. } => manager
+                .sr_merge(&ctx(), sr, MergeRules::default(), Watch::default())
+                .await
+                .map(drop),
         }
     }
 
@@ -284,8 +335,11 @@ impl Scene {
                     || op == Op::DestroySnapshot && *vdi == self.s);
             assert!(!destroyed, "a destroyed VDI is back");
             let found = world.content(info.sr, &info.leaf);
-            let reverted = self.before[&self.s].0.clone();
+            if acked && *vdi == self.a {
+                self.check_merged(op, info);
+            }
             if op == Op::Revert && *vdi == self.a {
+                let reverted = self.before[&self.s].0.clone();
                 let legal = if acked {
                     vec![reverted]
                 } else {
@@ -356,6 +410,18 @@ impl Scene {
             assert_eq!(found, expected, "content of the new VDI");
             self.check_image_size(info);
         }
+    }
+
+    /// What was to become one layer is one.
+    fn check_merged(&self, op: Op, a: &VdiInfo) {
+        let layers = match op {
+            Op::MergeInner { .. } => 2,
+            // A reader keeps its leaf.
+            Op::MergeLeaf { live: Live::Reads } => 2,
+            Op::MergeLeaf { .. } => 1,
+            _ => return,
+        };
+        assert_eq!(a.chain_layers, layers, "{op:?}");
     }
 
     fn check_image_size(&self, info: &VdiInfo) {
@@ -571,6 +637,9 @@ fn dying_in_the_recovery_changes_nothing() {
         Op::Revert,
         Op::Copy,
         Op::Downgrade,
+        Op::MergeInner { live: Live::Writes },
+        Op::MergeLeaf { live: Live::No },
+        Op::MergeLeaf { live: Live::Writes },
     ];
     for op in ops {
         let mut first = 0;

@@ -5,5 +5,7 @@ mod concurrency;
 mod crash;
 mod datapaths;
 mod life;
+mod merges;
+mod merging;
 mod outside;
 mod world;

@@ -2,6 +2,7 @@
 
 use crate::world::{Bytes, Image, OpenDisk, Outside, Place, handle_sr, place};
 use async_trait::async_trait;
+use datapath::protocol::ParentRef;
 use datapath::{Access, DiskState, Error, ErrorKind, Extent, ImageInfo, NewImage};
 use plugin::{
     Capacity, Container, DeviceConfig, Location, PluginError, PluginErrorKind, PluginInfo, Powers,
@@ -303,7 +304,7 @@ impl StoragePlugin for Outside {
 impl Outside {
     /// One call of a data path: a point, the effect, a point. A call that fails after its effect
     /// leaves its outcome unknown.
-    async fn data_path_call<T>(
+    pub(crate) async fn data_path_call<T>(
         &self,
         effect: impl FnOnce(&Self) -> Result<T, Error>,
     ) -> Result<T, Error> {
@@ -317,7 +318,7 @@ impl Outside {
         Ok(result)
     }
 
-    fn image(&self, at: &Place) -> Result<Image, Error> {
+    pub(crate) fn image(&self, at: &Place) -> Result<Image, Error> {
         match self.world.state.lock().containers.get(at) {
             Some(Bytes::Image(image)) => Ok(image.clone()),
             Some(Bytes::Plain(_)) => Err(Error::new(ErrorKind::Corrupt, format!("{at:?}: no VHD"))),
@@ -347,7 +348,7 @@ impl Outside {
         })
     }
 
-    fn open_disk(&self, process: &str, disk: &DpId) -> Result<OpenDisk, Error> {
+    pub(crate) fn open_disk(&self, process: &str, disk: &DpId) -> Result<OpenDisk, Error> {
         let state = self.world.state.lock();
         let found = state
             .processes
@@ -358,7 +359,7 @@ impl Outside {
             .ok_or_else(|| Error::new(ErrorKind::NotFound, format!("no disk {disk}")))
     }
 
-    fn check_chain(&self, chain: &[Place]) -> Result<(), Error> {
+    pub(crate) fn check_chain(&self, chain: &[Place]) -> Result<(), Error> {
         for (above, below) in chain.iter().zip(chain.iter().skip(1)) {
             let (child, parent) = (self.image(above)?, self.image(below)?);
             if child.parent.map(|(_, uuid)| uuid) != Some(parent.uuid) {
@@ -384,6 +385,10 @@ impl Outside {
             clean: true,
         }
     }
+}
+
+fn places(layers: &[Layer]) -> Vec<Place> {
+    layers.iter().map(|layer| place(&layer.location)).collect()
 }
 
 #[async_trait]
@@ -441,7 +446,8 @@ impl DataPaths for Outside {
             let mut state = outside.world.state.lock();
             for (depth, at) in chain.iter().enumerate() {
                 let writes = depth == 0 && access == Access::ReadWrite;
-                for (other, other_writes) in state.users(at) {
+                state.check_opened_beside_merges(disk, &chain, depth, writes);
+                for (other, other_writes) in state.disk_users(at) {
                     if writes || other_writes {
                         let what = format!("{disk} and {other} share {at:?} and one writes it");
                         state.violation(what);
@@ -459,6 +465,7 @@ impl DataPaths for Outside {
     async fn close(&self, _: &RequestId, process: &str, disk: &DpId) -> Result<(), Error> {
         self.data_path_call(|outside| {
             let mut state = outside.world.state.lock();
+            state.mirrors.remove(disk);
             if let Some(disks) = state.processes.get_mut(process) {
                 disks.remove(disk);
                 if disks.is_empty() {
@@ -614,6 +621,92 @@ impl DataPaths for Outside {
             }
         })
         .await
+    }
+
+    async fn image_reparent(
+        &self,
+        _: &RequestId,
+        _: &str,
+        container: &Location,
+        parent: ParentRef,
+        parent_at: &Location,
+        _: Extent,
+    ) -> Result<(), Error> {
+        assert_eq!(parent.name, place(parent_at).1.as_str());
+        self.do_reparent(place(container), parent).await
+    }
+
+    async fn merge(
+        &self,
+        _: &RequestId,
+        process: &str,
+        chain: &[Layer],
+        _: Extent,
+        progress: &(dyn Fn(f64) + Send + Sync),
+    ) -> Result<(), Error> {
+        progress(0.0);
+        self.do_merge(process, places(chain)).await?;
+        progress(1.0);
+        Ok(())
+    }
+
+    async fn merge_stop(&self, _: &RequestId, process: &str) -> Result<(), Error> {
+        self.data_path_call(|outside| {
+            outside.world.state.lock().merges.remove(process);
+            Ok(())
+        })
+        .await
+    }
+
+    async fn mirror_start(
+        &self,
+        _: &RequestId,
+        process: &str,
+        disk: &DpId,
+        below: &[Layer],
+        _: Extent,
+    ) -> Result<(), Error> {
+        self.do_mirror_start(process, disk, places(below)).await
+    }
+
+    async fn mirror_wait(
+        &self,
+        _: &RequestId,
+        process: &str,
+        disk: &DpId,
+        progress: &(dyn Fn(f64) + Send + Sync),
+    ) -> Result<(), Error> {
+        progress(0.0);
+        self.do_mirror_wait(process, disk).await
+    }
+
+    async fn mirror_prepare(&self, _: &RequestId, process: &str, disk: &DpId) -> Result<(), Error> {
+        self.do_mirror_prepare(process, disk).await
+    }
+
+    async fn mirror_switch(&self, _: &RequestId, process: &str, disk: &DpId) -> Result<(), Error> {
+        self.do_mirror_switch(process, disk).await
+    }
+
+    async fn mirror_stop(&self, _: &RequestId, _: &str, disk: &DpId) -> Result<(), Error> {
+        self.data_path_call(|outside| {
+            outside.world.state.lock().mirrors.remove(disk);
+            Ok(())
+        })
+        .await
+    }
+
+    async fn relink(
+        &self,
+        _: &RequestId,
+        process: &str,
+        disk: &DpId,
+        gone: Uuid,
+        into: &Layer,
+        parent: Option<ParentRef>,
+    ) -> Result<(), Error> {
+        let into = place(&into.location);
+        self.do_relink(process, disk, gone, into, parent).await
     }
 
     async fn exit(&self, _: &RequestId, process: &str) -> Result<(), Error> {

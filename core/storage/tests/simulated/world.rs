@@ -2,6 +2,7 @@
 //! point at which everything stops. It checks what the real parts could only suffer from: writing
 //! what another has open, removing what is used, a child on the wrong parent.
 
+use crate::merging::Mirror;
 use database::{Database, Schema};
 use datapath::{Access, Extent};
 use parking_lot::Mutex;
@@ -69,6 +70,9 @@ pub(crate) struct State {
     /// New leaves are taken after the caller has given up waiting, which is when the test says so.
     pub(crate) late_snapshots: bool,
     pub(crate) on_the_way: Vec<(String, DpId, Place)>,
+    /// Merges under way: process to chain.
+    pub(crate) merges: BTreeMap<String, Vec<Place>>,
+    pub(crate) mirrors: BTreeMap<DpId, Mirror>,
     /// Copies stop after their first block until this is taken back.
     pub(crate) copies_wait: bool,
     /// Whether SRs set capacity aside, and what each container of such an SR has.
@@ -177,11 +181,17 @@ impl World {
             Access::ReadWrite,
             "a guest writes to a read-only disk"
         );
-        let leaf = disk.chain[0].clone();
-        match state.containers.get_mut(&leaf) {
-            Some(Bytes::Image(image)) => image.data.insert(block, value),
-            other => panic!("a guest writes to {other:?}"),
-        };
+        let name: DpId = vdi.to_string().parse().expect("a datapath id");
+        let mirror = state
+            .mirrors
+            .get(&name)
+            .map(|mirror| mirror.below[0].clone());
+        for leaf in [disk.chain[0].clone()].into_iter().chain(mirror) {
+            match state.containers.get_mut(&leaf) {
+                Some(Bytes::Image(image)) => image.data.insert(block, value),
+                other => panic!("a guest writes to {other:?}"),
+            };
+        }
         true
     }
 
@@ -261,7 +271,7 @@ impl State {
             .map(|(_, open)| open.clone())
     }
 
-    fn flatten(&self, chain: &[Place]) -> Content {
+    pub(crate) fn flatten(&self, chain: &[Place]) -> Content {
         let mut content = Content::new();
         for place in chain.iter().rev() {
             match self.containers.get(place) {
@@ -272,8 +282,15 @@ impl State {
         content
     }
 
-    /// Every disk that has this container in its chain, with whether it writes it.
+    /// Everything that has this container in its chain, with whether it writes it.
     pub(crate) fn users(&self, place: &Place) -> Vec<(DpId, bool)> {
+        let mut users = self.disk_users(place);
+        users.extend(self.merge_users(place));
+        users
+    }
+
+    /// Every disk that has this container in its chain, with whether it writes it.
+    pub(crate) fn disk_users(&self, place: &Place) -> Vec<(DpId, bool)> {
         let disks = self.processes.values().flat_map(BTreeMap::iter);
         disks
             .filter(|(_, open)| open.chain.contains(place))
