@@ -22,6 +22,21 @@ pub(crate) struct Config {
     pub(crate) plugin_process: Child,
     pub(crate) plugin: Vec<Plugin>,
     pub(crate) metrics: Metrics,
+    pub(crate) storage: Storage,
+}
+
+/// What the storage manager does by itself.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Storage {
+    /// How long an SR is left alone after the last call that left layers to merge.
+    pub(crate) merge_after_s: u32,
+}
+
+impl Default for Storage {
+    fn default() -> Self {
+        Self { merge_after_s: 10 }
+    }
 }
 
 /// What the host calls itself when its record is made.
@@ -197,6 +212,13 @@ impl Default for Metrics {
     fn default() -> Self {
         // The step of xcp-rrdd, which clients expect.
         Self { step_s: 5 }
+    }
+}
+
+impl Storage {
+    /// The quiet time as a duration.
+    pub(crate) fn merge_after(&self) -> Duration {
+        Duration::from_secs(u64::from(self.merge_after_s))
     }
 }
 

@@ -13,7 +13,7 @@ use crate::config::{Backend, Child, Config, Plugin};
 use crate::disks::StorageDisks;
 use crate::services::Services;
 use crate::sources::{DataPathSource, DomainSource, HostSource};
-use crate::{monitors, notify};
+use crate::{merges, monitors, notify};
 use anyhow::{Context, Result};
 use database::Database;
 use datapath::{Supervisor, SupervisorConfig};
@@ -98,11 +98,18 @@ pub(crate) async fn start(config: Config) -> Result<Running> {
             data_paths,
         }),
     ];
+    let database_of_merges = database.clone();
     let stream = metrics::run(sources, config.metrics.step(), stop.clone());
     work.spawn(monitors::feed_metrics(plugins.clone(), stream));
     work.spawn(monitors::feed_objects(
         plugins.clone(),
         database,
+        stop.clone(),
+    ));
+    work.spawn(merges::run(
+        storage,
+        database_of_merges,
+        config.storage.merge_after(),
         stop.clone(),
     ));
     tell_adoption(&work, &xenops);

@@ -6,6 +6,7 @@ mod config;
 mod disks;
 mod host;
 mod logging;
+mod merges;
 mod monitors;
 mod notify;
 mod services;
