@@ -108,6 +108,8 @@ backend = "{backend}"
 guest_kernel_dirs = ["{dir}/kernels"]
 [metrics]
 step_s = 1
+[storage]
+merge_after_s = 1
 [[plugin]]
 path = "{plugins}/sm_file.wasm"
 grants.files = ["{dir}/sr"]

@@ -1,6 +1,6 @@
 //! The story: a disk is imported, a Linux boots from it, it is snapshotted while it runs, the
-//! daemon dies under it and comes back, the snapshot is exported and copied, an alarm is raised,
-//! and at the end every byte is accounted for. All parts are real.
+//! daemon dies under it and comes back, the snapshot is exported, copied and destroyed and its layers
+//! merged, an alarm is raised, and at the end every byte is accounted for. All parts are real.
 
 use crate::host::{Built, Host, Hypervisor};
 use crate::process::{command, output, run, wait_for};
@@ -17,6 +17,9 @@ const BOOT_LIMIT: Duration = Duration::from_secs(240);
 
 /// A guest that writes a line each second.
 const LINES_LIMIT: Duration = Duration::from_secs(90);
+
+/// Two merges of a small disk, on a busy machine.
+const MERGE_LIMIT: Duration = Duration::from_secs(120);
 
 /// Size of the guest's disk.
 const DISK_BYTES: u64 = 96 << 20;
@@ -91,11 +94,19 @@ impl<'a> Story<'a> {
                 "copy the snapshot to the other SR and compare the bytes",
                 Self::copy,
             ),
+            (
+                "destroy every snapshot and see the layers merged while the guest writes",
+                Self::merge,
+            ),
             ("see the monitor plugin's ALARM", Self::alarm),
             ("shut the VM down cleanly", Self::shutdown),
             (
                 "check every VHD and compare every disk with an independent reader",
                 Self::check_files,
+            ),
+            (
+                "find every line on the guest's disk",
+                Self::check_last_lines,
             ),
             ("stop the daemon cleanly", Self::stop),
         ];
@@ -281,6 +292,28 @@ impl<'a> Story<'a> {
         Ok(format!("{copy} is equal"))
     }
 
+    /// Two layers that only snapshots needed: one is only a parent when they are gone, and the
+    /// guest's leaf stands on the other.
+    fn merge(&mut self) -> Result<String> {
+        let vdi = format!("uuid={}", self.vdi);
+        let second = self.host.xe(&["vdi-snapshot", &vdi])?;
+        let line = last_line(&self.console()?);
+        self.wait_for_line(line + 2)?;
+        let layers = vhds(&self.sr_dir("file"))?.len();
+        ensure!(layers == 3, "{layers} layers before anything is destroyed");
+        for snapshot in [&self.snapshot, &second] {
+            self.host
+                .xe(&["vdi-destroy", &format!("uuid={snapshot}")])?;
+        }
+        wait_for("one layer to be left", MERGE_LIMIT, || {
+            let left = vhds(&self.sr_dir("file"))?.len();
+            Ok((left == 1).then_some(()))
+        })?;
+        let merged = last_line(&self.console()?);
+        let line = self.wait_for_line(merged + 2)?;
+        Ok(format!("{layers} layers are one, line {line}"))
+    }
+
     fn alarm(&mut self) -> Result<String> {
         let obj = format!("obj-uuid={}", self.vm);
         wait_for("an ALARM about the VM", Duration::from_secs(60), || {
@@ -325,10 +358,24 @@ impl<'a> Story<'a> {
             disks += 1;
         }
         ensure!(
-            files >= 3 && disks >= 3,
-            "only {files} files and {disks} disks"
+            files == 2 && disks == 2,
+            "{files} files and {disks} disks, where the guest's disk and the copy are left"
         );
         Ok(format!("{files} files, {disks} disks"))
+    }
+
+    fn check_last_lines(&mut self) -> Result<String> {
+        let image = self.export_raw(&self.vdi, "end.raw")?;
+        run(&mut command("e2fsck", &["-f", "-n", &image]))?;
+        let request = format!("cat {LINES_FILE}");
+        let lines = run(&mut command("debugfs", &["-R", &request, &image]))?;
+        let (count, last) = (check_lines(&lines)?, last_line(&self.console()?));
+        // The last one may be on disk without having been told.
+        ensure!(
+            (last..=last + 1).contains(&count),
+            "the disk holds {count} lines, the guest told of {last}"
+        );
+        Ok(format!("{count} lines"))
     }
 
     /// What the host exports must be what a reader that shares no code with it finds in the files.
