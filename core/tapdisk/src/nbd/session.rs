@@ -355,6 +355,7 @@ impl Session {
 
     fn take_request(&mut self, rest: &mut &[u8], pool: &mut impl Buffers) -> Option<()> {
         let style = self.agreed.style;
+        let offered = *rest;
         self.gather(rest, Header::bytes(style))?;
         let Ok(header) = Header::parse(&self.held, style)? else {
             self.lost();
@@ -373,6 +374,12 @@ impl Session {
         let cost = self.cost_bytes + header.cost_bytes();
         if self.in_flight() > 0 && (self.in_flight() == IN_FLIGHT_MAX || cost > IN_FLIGHT_BYTES_MAX)
         {
+            // Its last byte is to be offered again, or nobody would know that a request waits.
+            let taken = offered.len() - rest.len();
+            if let Some(again) = taken.checked_sub(1).and_then(|last| offered.get(last..)) {
+                self.held.pop();
+                *rest = again;
+            }
             return None;
         }
         self.held.clear();

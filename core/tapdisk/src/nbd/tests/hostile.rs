@@ -181,6 +181,25 @@ fn a_client_that_does_not_read_is_held_at_the_limit() {
 }
 
 #[test]
+fn a_request_over_the_limit_is_offered_again_until_it_is_taken() {
+    for piece in [usize::MAX, 1, 13] {
+        let mut wire = Wire::greeted(false, false);
+        wire.chunk = piece;
+        let flood: Vec<u8> = (0..129).flat_map(|n| request(0, 3, n, 0, 0)).collect();
+        let mut jobs = Vec::new();
+        let taken = wire.offer(&flood, &mut jobs);
+        assert_eq!((taken, jobs.len()), (flood.len() - 1, IN_FLIGHT_MAX));
+        assert_eq!(wire.offer(&flood[taken..], &mut jobs), 0, "still full");
+        for job in jobs.drain(..) {
+            wire.session.answer(job.slot, Answer::Done);
+        }
+        wire.read();
+        assert_eq!(wire.offer(&flood[taken..], &mut jobs), 1);
+        assert_eq!(whats(&jobs), ["Flush"]);
+    }
+}
+
+#[test]
 fn refused_requests_are_held_at_the_limit_too() {
     let mut wire = Wire::greeted(false, false);
     let flood: Vec<u8> = (0..100_000).flat_map(|n| request(0, 99, n, 0, 0)).collect();
