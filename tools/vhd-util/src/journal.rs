@@ -73,6 +73,16 @@ pub enum Failure {
     /// What the journal keeps as a footer is none.
     #[error("the journal keeps no footer where it says so")]
     NoFooter,
+    /// An entry would put bytes where the image had none.
+    #[error("the journal has {len} bytes for byte {offset}, the image had {limit}")]
+    Outside {
+        /// Where in the image.
+        offset: u64,
+        /// How many.
+        len: u32,
+        /// Size of the image before the resize.
+        limit: u64,
+    },
     /// The journal is another image's.
     #[error("the journal belongs to {0}, of which the image has no footer")]
     OtherImage(Uuid),
@@ -216,11 +226,15 @@ pub fn revert<I: Medium, J: Medium>(
         finish(image, header.footer_offset, extent)?;
         return Ok(Outcome::Finished);
     }
-    let metadata = (header.metadata_offset, header.metadata_entries);
+    let limit = match extent {
+        Extent::Grows => header.footer_offset.saturating_add(SECTOR_BYTES),
+        Extent::Reserved => image.size()?,
+    };
+    let metadata = (header.metadata_offset, header.metadata_entries, limit);
     restore(image, journal, metadata, Pass::Disabled)?;
     image.flush()?;
     restore(image, journal, metadata, Pass::Content)?;
-    let data = (header.data_offset, header.data_entries);
+    let data = (header.data_offset, header.data_entries, limit);
     restore(image, journal, data, Pass::Content)?;
     image.flush()?;
     if extent == Extent::Grows {
@@ -287,16 +301,29 @@ enum Pass {
 fn restore<I: Medium, J: Medium>(
     image: &mut Named<'_, I>,
     journal: &Named<'_, J>,
-    (mut offset, count): (u64, u32),
+    (mut offset, count, limit): (u64, u32, u64),
     pass: Pass,
 ) -> Result<(), Failure> {
+    let journal_bytes = journal.size()?;
     for _ in 0..count {
         let mut bytes = [0; ENTRY_HEADER_BYTES];
         journal.read(offset, &mut bytes)?;
         let entry = Entry::parse(&bytes)?;
+        let data_at = offset.saturating_add(ENTRY_HEADER_BYTES as u64);
+        // No memory for what cannot be there.
+        if data_at.saturating_add(u64::from(entry.len)) > journal_bytes {
+            return Err(journal.io(data_at, std::io::ErrorKind::UnexpectedEof.into()));
+        }
         let mut data = vec![0; entry.len as usize];
-        journal.read(offset.saturating_add(ENTRY_HEADER_BYTES as u64), &mut data)?;
+        journal.read(data_at, &mut data)?;
         entry.check(&data)?;
+        if entry.offset.saturating_add(u64::from(entry.len)) > limit {
+            return Err(Failure::Outside {
+                offset: entry.offset,
+                len: entry.len,
+                limit,
+            });
+        }
         match (entry.kind.is_footer(), pass) {
             (true, Pass::Disabled) => {
                 let footer = data.first_chunk().ok_or(Failure::NoFooter)?;
@@ -326,7 +353,7 @@ impl From<(&std::path::Path, Failure)> for crate::Error {
                 format!("{}: {name} fails at byte {offset}", path.display()),
                 source,
             ),
-            other @ (Failure::OtherImage(_) | Failure::NoFooter) => {
+            other @ (Failure::OtherImage(_) | Failure::NoFooter | Failure::Outside { .. }) => {
                 Self::invalid(format!("{}: {other}", path.display()))
             }
         }

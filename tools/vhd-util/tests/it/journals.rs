@@ -402,3 +402,49 @@ fn journals_that_are_damaged_or_anothers_change_nothing() {
     assert_eq!(case.revert(&mut image, &mut journal), Ok(Outcome::Nothing));
     assert!(image.after_power_cut(1) == before);
 }
+
+/// Whatever a journal says, it makes an image no larger than it was, and takes no more memory than
+/// the journal has.
+#[test]
+fn journals_that_claim_more_than_there_was_change_nothing() {
+    let case = &cases()[0];
+    let before = case.image();
+    let relayout = case.relayout(&before);
+    let fuel = fuel(30);
+    let (mut image, mut journal) = (
+        Sim::new(before.clone(), fuel.clone()),
+        Sim::new(Vec::new(), fuel),
+    );
+    case.resize(&mut image, &mut journal, &relayout)
+        .unwrap_err();
+    let (image, journal) = (image.after_power_cut(1), journal.after_power_cut(1));
+    let (first, len) = (512, 512 + 32);
+    for (at, number, expected) in [
+        // 32 MiB in a journal of less.
+        (
+            first + 12,
+            (32u32 << 20).to_be_bytes().to_vec(),
+            "journal fails at byte",
+        ),
+        (
+            first + 16,
+            (1u64 << 50).to_be_bytes().to_vec(),
+            "for byte 1125899906842624",
+        ),
+    ] {
+        let mut journal = journal.clone();
+        put(&mut journal, at, &number);
+        let entry = &mut journal[first as usize..][..len];
+        entry[24..28].fill(0);
+        let sum = entry.iter().map(|byte| u32::from(*byte)).sum::<u32>();
+        entry[24..28].copy_from_slice(&(!sum).to_be_bytes());
+        let endless = self::fuel(ENDLESS);
+        let (mut image, mut journal) = (
+            Sim::new(image.clone(), endless.clone()),
+            Sim::new(journal, endless),
+        );
+        let said = case.revert(&mut image, &mut journal).unwrap_err();
+        assert!(said.contains(expected), "{said}");
+        assert_eq!(&image.after_power_cut(1)[..8], b"v_poison");
+    }
+}
