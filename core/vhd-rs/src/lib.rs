@@ -39,6 +39,43 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
+//! # Reading a disk
+//!
+//! A sector of a disk without a parent; with one, `None` of the last two arms is the parent's.
+//!
+//! ```
+//! use vhd_rs::{Block, Image, ReadAt, bitmap};
+//!
+//! fn sector(file: &impl ReadAt, image: &Image, n: u64) -> std::io::Result<Option<[u8; 512]>> {
+//!     let (block, inside, mut data) = ((n / 4096) as u32, n % 4096, [0; 512]);
+//!     let data_offset = match image.block(block) {
+//!         Block::Fixed { data_offset } => data_offset,
+//!         Block::Allocated { data_offset, bitmap_offset, .. } => {
+//!             file.read_exact_at(bitmap_offset, &mut data)?;
+//!             if bitmap::get(&data, inside as u32) { data_offset } else { return Ok(None) }
+//!         }
+//!         Block::Unallocated => return Ok(None),
+//!     };
+//!     file.read_exact_at(data_offset + inside * 512, &mut data).map(|()| Some(data))
+//! }
+//!
+//! # use vhd_rs::*;
+//! # let new = NewImage { uuid: uuid::Uuid::from_u128(1), created: Timestamp(0), virtual_bytes: 4 << 20,
+//! #     resize_max_bytes: 0, content: Content::Dynamic, extent: Extent::Grows, container_bytes: 0 };
+//! # let mut file = Vec::new();
+//! # new.plan()?.apply(&mut file)?;
+//! # let mut image = Image::open(&file, OpenOptions { access: Access::ReadWrite, ..Default::default() })?;
+//! # let place = image.reserve(1)?;
+//! # file.write_all_at(place.end_offset, &[0; 512])?;
+//! # file.write_all_at(place.bitmap_offset, &[0x40])?;
+//! # file.write_all_at(place.data_offset + 512, &[7; 512])?;
+//! # image.commit(&place)?;
+//! # image.close_plan()?.apply(&mut file)?;
+//! assert_eq!(sector(&file, &image, 4097)?, Some([7; 512]));
+//! assert_eq!(sector(&file, &image, 4096)?, None);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
 //! # Making and changing images
 //!
 //! [`NewImage::plan`] and the `*_plan` methods of [`Image`] return a [`Plan`]: writes, size
