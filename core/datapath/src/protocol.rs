@@ -324,7 +324,9 @@ pub enum Request {
     /// it holds. Descriptors: the target, leaf first, which has the disk's size or grows to it.
     /// [`CopyScope::Layer`] takes the disk's leaf into the layer below it, whose only child it is.
     /// Idempotent as `CopyStart` is. While it runs `Snapshot`, `Resize` and `Relink` are refused
-    /// with `busy`; `Close` stops it first.
+    /// with `busy`; `Close` stops it first. `unsupported` for a disk that keeps a log of changed
+    /// blocks, which stays with its engine; one that begins a log later cannot be switched until the
+    /// log is stopped.
     MirrorStart {
         /// The datapath's name.
         disk: DpId,
