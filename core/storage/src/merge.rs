@@ -289,24 +289,16 @@ impl Host {
                 let id = &ctx.request_id;
                 let prepared = self.data_paths.mirror_prepare(id, process, &disk).await;
                 prepared.map_err(|e| copy_error(merge, e))?;
-                live.metadata
-                    .commit(|record| Ok(record.merged(merge)))
-                    .await?;
+                record_merge(live, merge).await?;
                 let switched = self.data_paths.mirror_switch(id, process, &disk).await;
                 switched.map_err(|e| copy_error(merge, e))
             }
-            Some(_) => {
-                live.metadata
-                    .commit(|record| Ok(record.merged(merge)))
-                    .await
-            }
+            Some(_) => record_merge(live, merge).await,
             None => {
                 if record.images.contains_key(&merge.image) {
                     self.stand_on_lower(ctx, live, &record, merge).await?;
                 }
-                live.metadata
-                    .commit(|record| Ok(record.merged(merge)))
-                    .await
+                record_merge(live, merge).await
             }
         }
     }
@@ -458,6 +450,15 @@ impl Begun {
         };
         Intent { sr: self.sr, work }
     }
+}
+
+async fn record_merge(live: &Live, merge: &Merge) -> Result<()> {
+    live.metadata
+        .commit(|record| {
+            record.merged(merge);
+            Ok(())
+        })
+        .await
 }
 
 fn copy_error(merge: &Merge, e: datapath::Error) -> StorageError {
