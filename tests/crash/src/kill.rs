@@ -1,44 +1,46 @@
-//! Real processes that are killed under load, again and again, on the same growing chain.
+//! Real processes that are killed under load, again and again, on the same tree of files.
 //!
 //! ```text
-//!  start ──> open, read, judge ──> write, flush, trim, snapshot ──> kill -9 ──> checker, naive reader
-//!    ^            └ one time in four killed in the middle of opening                   │
-//!    └─────────────────────────────────────────────────────────────────────────────────┘
+//!  start ──> open, read, judge ──> write, flush, trim       ──> kill -9 ──> checker, naive reader
+//!    ^            │                snapshot, coalesce,             │        of every chain on record
+//!    │            │                leaf coalesce, mirror           │
+//!    │            └ one time in four killed in the middle of opening
+//!    └─────────────────────────────────────────────────────────────┘
 //! ```
 //! A kill leaves what the kernel has, so this finds what a simulated power cut cannot: what the
 //! process itself loses, and how it meets real files and sockets. Not here: power cuts.
 
+mod change;
+mod load;
+mod record;
+
 use crate::opinion;
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result};
 use block::Rng;
-use datapath::nbd::{self, WriteFlags};
-use datapath::protocol::ParentRef;
-use datapath::{Access, Client, Extent, Format, NewImage, Supervisor, SupervisorConfig, listen};
+use change::Change;
+use datapath::nbd;
+use datapath::{Access, Client, Extent, Supervisor, SupervisorConfig, listen};
+use load::{LANES, Shared, judge, load};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use parking_lot::Mutex;
-use std::fs::File;
-use std::os::fd::OwnedFd;
+use record::Record;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
-use tapdisk::engine::testing::model::{Model, sectors_of, value_of};
-use tapdisk::engine::testing::rig::SECTOR;
 use units::{DpId, RequestId};
-use uuid::Uuid;
 
 /// Size of the disk: 64 blocks, more than a file is extended ahead.
 const DISK_BYTES: u64 = 128 << 20;
 
-/// Longest chain before a new one is begun.
-const LAYERS_MAX: usize = 8;
-
-/// Clients that write at once, each to sectors of its own.
-const LANES: u64 = 4;
+/// Kills on one tree before a new one is begun.
+const KILLS_PER_TREE: u64 = 250;
 
 /// Longest time under load before a kill.
 const LOAD_MS_MAX: u64 = 60;
+
+/// Longest time that a change of the tree is thought to take.
+const TAKES_MAX: Duration = Duration::from_secs(2);
 
 /// How long to wait for a killed process to be gone.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -57,6 +59,39 @@ pub struct Plan {
     pub folder: PathBuf,
 }
 
+/// How often something came to its end, and how often the kill found it under way.
+#[derive(Debug, Clone, Copy)]
+pub struct Times {
+    /// To its end.
+    pub done: u64,
+    /// Cut off.
+    pub cut: u64,
+    /// About how long it takes here, so that kills come anywhere in it.
+    takes: Duration,
+}
+
+impl Default for Times {
+    fn default() -> Self {
+        Self {
+            done: 0,
+            cut: 0,
+            takes: Duration::from_millis(20),
+        }
+    }
+}
+
+impl Times {
+    fn is_done(&mut self, after: Duration) {
+        self.done += 1;
+        self.takes = (self.takes + after) / 2;
+    }
+
+    fn is_cut(&mut self) {
+        self.cut += 1;
+        self.takes = (self.takes * 5 / 4).min(TAKES_MAX);
+    }
+}
+
 /// What came of it.
 #[derive(Debug, Clone, Default)]
 pub struct Outcome {
@@ -68,14 +103,31 @@ pub struct Outcome {
     pub changes: u64,
     /// Flushes that were answered.
     pub flushes: u64,
-    /// Snapshots that were answered.
-    pub snapshots: u64,
-    /// Snapshots that were under way when the process was killed.
-    pub snapshots_cut: u64,
+    /// Snapshots.
+    pub snapshots: Times,
+    /// Images merged into their parents.
+    pub coalesces: Times,
+    /// Leaves merged into their parents.
+    pub leaf_coalesces: Times,
+    /// Disks moved to other images.
+    pub mirrors: Times,
+    /// Kills after which more than one chain was the disk.
+    pub either: u64,
     /// Sectors judged after a kill.
     pub sectors: u64,
     /// Longest time from start to the first answered read, in milliseconds.
     pub recovery_ms_max: u128,
+}
+
+impl Outcome {
+    fn times(&mut self, change: Change) -> &mut Times {
+        match change {
+            Change::Snapshot => &mut self.snapshots,
+            Change::Coalesce(_) => &mut self.coalesces,
+            Change::LeafCoalesce => &mut self.leaf_coalesces,
+            Change::Mirror => &mut self.mirrors,
+        }
+    }
 }
 
 /// Kills as often as planned.
@@ -90,40 +142,15 @@ pub fn run(plan: &Plan, progress: &dyn Fn(&Outcome)) -> Result<Outcome> {
         let mut rng = Rng::new(plan.seed);
         let mut outcome = Outcome::default();
         while outcome.kills < plan.kills {
-            let mut chain = Chain::create(plan, &mut rng).await?;
-            let result = chain.wear_out(plan, &mut rng, &mut outcome, progress).await;
+            let mut tree = Tree::create(plan, &mut rng).await?;
+            let result = tree.wear_out(plan, &mut rng, &mut outcome, progress).await;
             if let Err(error) = result {
-                let folder = chain.folder.keep();
+                let folder = tree.folder.keep();
                 return Err(error.context(format!("the images are in {}", folder.display())));
             }
         }
         Ok(outcome)
     })
-}
-
-/// What the tasks of one life of the process share.
-#[derive(Debug, Default)]
-struct Shared {
-    model: Mutex<Model>,
-    /// From now on failures are expected.
-    killed: AtomicBool,
-    value: AtomicU64,
-    changes: AtomicU64,
-    flushes: AtomicU64,
-}
-
-struct Layer {
-    path: PathBuf,
-    uuid: Uuid,
-}
-
-/// A chain of images and what it must hold.
-struct Chain {
-    folder: tempfile::TempDir,
-    supervisor: Supervisor,
-    /// Leaf first.
-    layers: Vec<Layer>,
-    shared: Arc<Shared>,
 }
 
 fn rid() -> RequestId {
@@ -134,7 +161,15 @@ fn dp() -> Result<DpId> {
     "disk".parse().context("a name")
 }
 
-impl Chain {
+/// Images of one disk and what they must hold.
+struct Tree {
+    folder: tempfile::TempDir,
+    supervisor: Supervisor,
+    record: Record,
+    shared: Arc<Shared>,
+}
+
+impl Tree {
     async fn create(plan: &Plan, rng: &mut Rng) -> Result<Self> {
         let folder = tempfile::tempdir_in(&plan.folder)
             .with_context(|| format!("cannot make a directory in {}", plan.folder.display()))?;
@@ -144,57 +179,20 @@ impl Chain {
             log_dir: folder.path().join("log"),
             run_as: None,
         });
-        let mut chain = Self {
+        let record = Record::new(folder.path());
+        let mut tree = Self {
             folder,
             supervisor,
-            layers: Vec::new(),
+            record,
             shared: Arc::default(),
         };
-        let client = chain.supervisor.client("kill", &rid()).await?;
-        let base = chain.new_layer(&client, rng).await?;
-        chain.layers.push(base);
+        let client = tree.supervisor.client("kill", &rid()).await?;
+        let base = tree.record.new_layer(&client, rng, None).await?;
+        tree.record.is_now(vec![base]);
         end(&client).await?;
-        Ok(chain)
+        Ok(tree)
     }
 
-    /// Creates an empty image on top of the present leaf.
-    async fn new_layer(&self, client: &Client, rng: &mut Rng) -> Result<Layer> {
-        let parts = (u128::from(rng.next_u64()) << 64) | u128::from(rng.next_u64());
-        let uuid = uuid::Builder::from_random_bytes(parts.to_be_bytes()).into_uuid();
-        let path = self.folder.path().join(format!("{uuid}.vhd"));
-        let parent = self.layers.first().map(|leaf| ParentRef {
-            name: format!("{}.vhd", leaf.uuid),
-            uuid: leaf.uuid,
-            mtime_unix_s: 1_700_000_000,
-        });
-        let image = NewImage {
-            uuid,
-            virtual_bytes: DISK_BYTES,
-            resize_max_bytes: DISK_BYTES,
-            parent,
-            extent: Extent::Grows,
-        };
-        let file = File::options()
-            .read(true)
-            .write(true)
-            .create_new(true)
-            .open(&path)?;
-        client.image_create(&rid(), image, file.into()).await?;
-        Ok(Layer { path, uuid })
-    }
-
-    fn open_files(&self) -> Result<Vec<(Format, OwnedFd)>> {
-        let open = |(depth, layer): (usize, &Layer)| {
-            let file = File::options()
-                .read(true)
-                .write(depth == 0)
-                .open(&layer.path)?;
-            Ok((Format::Vhd, file.into()))
-        };
-        self.layers.iter().enumerate().map(open).collect()
-    }
-
-    /// Kills until the chain is as long as it may get.
     async fn wear_out(
         &mut self,
         plan: &Plan,
@@ -202,7 +200,9 @@ impl Chain {
         outcome: &mut Outcome,
         progress: &dyn Fn(&Outcome),
     ) -> Result<()> {
-        while outcome.kills < plan.kills && self.layers.len() < LAYERS_MAX {
+        let last = outcome.kills + KILLS_PER_TREE;
+        while outcome.kills < plan.kills.min(last) {
+            self.record.recover(rng)?;
             if rng.one_in(4) {
                 self.kill_while_it_opens(rng).await?;
                 outcome.kills_early += 1;
@@ -210,9 +210,16 @@ impl Chain {
                 self.kill_under_load(rng, outcome).await?;
             }
             outcome.kills += 1;
-            let chain: Vec<PathBuf> = self.layers.iter().map(|l| l.path.clone()).collect();
-            opinion::of_chain(&chain, &self.shared.model.lock(), false)
+            let chains = self.record.chains()?;
+            outcome.either += u64::from(chains.len() > 1);
+            for chain in chains {
+                opinion::of_chain(
+                    &chain,
+                    &self.shared.model.lock(),
+                    self.record.is_relinking(),
+                )
                 .with_context(|| format!("after kill {}", outcome.kills))?;
+            }
             progress(outcome);
         }
         Ok(())
@@ -220,7 +227,7 @@ impl Chain {
 
     async fn kill_while_it_opens(&mut self, rng: &mut Rng) -> Result<()> {
         let client = self.supervisor.client("kill", &rid()).await?;
-        let (id, disk, files) = (rid(), dp()?, self.open_files()?);
+        let (id, disk, files) = (rid(), dp()?, self.record.open_chain(0, true)?);
         let open = client.open(&id, &disk, files, Extent::Grows, Access::ReadWrite);
         let wait = tokio::time::sleep(Duration::from_micros(rng.below(3000)));
         // Whichever is first: the process dies in the middle, or at rest with an open disk.
@@ -234,7 +241,7 @@ impl Chain {
     async fn kill_under_load(&mut self, rng: &mut Rng, outcome: &mut Outcome) -> Result<()> {
         let started = Instant::now();
         let client = self.supervisor.client("kill", &rid()).await?;
-        let files = self.open_files()?;
+        let files = self.record.open_chain(0, true)?;
         let disk = dp()?;
         client
             .open(&rid(), &disk, files, Extent::Grows, Access::ReadWrite)
@@ -246,7 +253,7 @@ impl Chain {
         let reader = nbd::Client::connect(&socket, "disk").await?;
         reader.read(0, 512).await?;
         outcome.recovery_ms_max = outcome.recovery_ms_max.max(started.elapsed().as_millis());
-        outcome.sectors += self.judge(&reader).await?;
+        outcome.sectors += judge(&reader, &self.shared).await?;
 
         self.shared.killed.store(false, Ordering::SeqCst);
         let mut tasks = Vec::new();
@@ -260,9 +267,19 @@ impl Chain {
         let total = Duration::from_micros(rng.below(LOAD_MS_MAX * 1000));
         let before = total.mul_f64(rng.below(1000) as f64 / 1000.0);
         tokio::time::sleep(before).await;
-        if rng.one_in(2) {
-            self.snapshot(&client, rng, total.saturating_sub(before), outcome)
-                .await?;
+        if let Some(change) = self.record.next_change(rng) {
+            let begun = Instant::now();
+            let within = outcome
+                .times(change)
+                .takes
+                .mul_f64(rng.below(2000) as f64 / 1000.0);
+            tokio::select! {
+                made = self.make(&client, rng, change) => {
+                    made.with_context(|| format!("{change:?}"))?;
+                    outcome.times(change).is_done(begun.elapsed());
+                }
+                () = tokio::time::sleep(within) => outcome.times(change).is_cut(),
+            }
         } else {
             tokio::time::sleep(total.saturating_sub(before)).await;
         }
@@ -275,54 +292,6 @@ impl Chain {
         outcome.flushes += self.shared.flushes.swap(0, Ordering::Relaxed);
         Ok(())
     }
-
-    /// Takes a snapshot, or begins one that the kill will find under way. The empty new leaf reads
-    /// as what is below it, so the longer chain is right in every case.
-    async fn snapshot(
-        &mut self,
-        client: &Client,
-        rng: &mut Rng,
-        within: Duration,
-        outcome: &mut Outcome,
-    ) -> Result<()> {
-        let layer = self.new_layer(client, rng).await?;
-        let file = File::options().read(true).write(true).open(&layer.path)?;
-        let (id, disk, uuid) = (rid(), dp()?, layer.uuid);
-        let covered = self.shared.model.lock().flush_begins();
-        self.layers.insert(0, layer);
-        tokio::select! {
-            switched = client.snapshot(&id, &disk, uuid, file.into()) => {
-                switched?;
-                self.shared.model.lock().flushed(&covered);
-                outcome.snapshots += 1;
-            }
-            () = tokio::time::sleep(within) => outcome.snapshots_cut += 1,
-        }
-        Ok(())
-    }
-
-    /// Reads every touched sector through the process; what is found must stay.
-    async fn judge(&self, disk: &nbd::Client) -> Result<u64> {
-        let touched: Vec<u64> = self.shared.model.lock().touched().collect();
-        for run in touched.chunk_by(|a, b| a + 1 == *b) {
-            let first = run.first().copied().unwrap_or_default();
-            let bytes = u32::try_from(run.len() as u64 * SECTOR)?;
-            let bytes = disk.read(first * SECTOR, bytes).await?;
-            let mut model = self.shared.model.lock();
-            for (sector, bytes) in run.iter().zip(bytes.chunks(512)) {
-                let known = model.describe(*sector);
-                let Some(value) = value_of(bytes) else {
-                    bail!("mixture in sector {sector}, may be {known}");
-                };
-                ensure!(
-                    model.is_legal(*sector, value),
-                    "sector {sector} is {value}, may be {known}"
-                );
-                model.found(*sector, value);
-            }
-        }
-        Ok(touched.len() as u64)
-    }
 }
 
 /// Kills the process and waits until it is gone.
@@ -332,71 +301,4 @@ async fn end(client: &Client) -> Result<()> {
     tokio::time::timeout(PATIENCE, client.gone())
         .await
         .with_context(|| format!("process {pid} outlives a kill"))
-}
-
-/// Changes and flushes until the process is killed.
-async fn load(lane: u64, disk: nbd::Client, shared: &Shared, seed: u64) -> Result<()> {
-    let mut rng = Rng::new(seed);
-    loop {
-        if let Err(error) = request(lane, &disk, shared, &mut rng).await {
-            if shared.killed.load(Ordering::SeqCst) {
-                return Ok(());
-            }
-            return Err(error).context("before the process was killed");
-        }
-    }
-}
-
-async fn request(lane: u64, disk: &nbd::Client, shared: &Shared, rng: &mut Rng) -> Result<()> {
-    if rng.one_in(8) {
-        let covered = shared.model.lock().flush_begins();
-        disk.flush().await?;
-        shared.model.lock().flushed(&covered);
-        shared.flushes.fetch_add(1, Ordering::Relaxed);
-        return Ok(());
-    }
-    // Lanes lie side by side in each page, in a few places of each block.
-    let (block, place) = (rng.below(DISK_BYTES >> 21), rng.below(5));
-    let place = [0, 8, 1000, 2048, 4080].get(place as usize).copied();
-    let at = block * 4096 + place.unwrap_or(0) + lane * 2;
-    let (first, count) = match rng.below(3) {
-        0 => (at, 1),
-        1 => (at + 1, 1),
-        _ => (at, 2),
-    };
-    let zero = rng.below(6);
-    let base = if zero < 2 {
-        0
-    } else {
-        shared.value.fetch_add(2, Ordering::Relaxed) + 1
-    };
-    let value = |i: u64| if base == 0 { 0 } else { base + i };
-    let values = (0..count).map(|i| (first + i, value(i)));
-    let change = shared.model.lock().change(values, zero == 0);
-    let fua = rng.one_in(8);
-    let flags = WriteFlags {
-        fua,
-        no_hole: rng.one_in(2),
-    };
-    let (offset, bytes) = (first * SECTOR, count * SECTOR);
-    let result = match zero {
-        0 => disk.trim(offset, bytes).await,
-        1 => disk.write_zeroes(offset, bytes, flags).await,
-        _ => {
-            let values: Vec<u64> = (0..count).map(value).collect();
-            let data = sectors_of(values.into_iter());
-            let flags = WriteFlags {
-                fua,
-                no_hole: false,
-            };
-            disk.write(offset, data, flags).await
-        }
-    };
-    let mut model = shared.model.lock();
-    model.answered(change, result.is_ok());
-    if result.is_ok() && fua && zero != 0 {
-        model.durable(change);
-    }
-    shared.changes.fetch_add(1, Ordering::Relaxed);
-    result.map_err(anyhow::Error::from)
 }

@@ -174,17 +174,27 @@ fn kill(args: &Args) -> Result<ExitCode> {
     })?;
     line("");
     println!(
-        "{} kills in {:.1} s ({} while opening), nothing lost: {} changes, {} flushes, {} snapshots \
-         and {} cut off, {} sectors judged after kills, longest recovery {} ms",
+        "{} kills in {:.1} s ({} while opening), nothing lost: {} changes, {} flushes, {} sectors \
+         judged after kills, longest recovery {} ms",
         outcome.kills,
         begun.elapsed().as_secs_f64(),
         outcome.kills_early,
         outcome.changes,
         outcome.flushes,
-        outcome.snapshots,
-        outcome.snapshots_cut,
         outcome.sectors,
         outcome.recovery_ms_max
+    );
+    for (what, times) in [
+        ("snapshots", outcome.snapshots),
+        ("coalesces", outcome.coalesces),
+        ("leaf coalesces", outcome.leaf_coalesces),
+        ("mirrors", outcome.mirrors),
+    ] {
+        println!("{} {what}, and {} found under way", times.done, times.cut);
+    }
+    println!(
+        "{} kills where more than one chain was the disk",
+        outcome.either
     );
     Ok(ExitCode::SUCCESS)
 }

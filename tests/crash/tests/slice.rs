@@ -69,6 +69,9 @@ fn processes_killed_under_load_lose_nothing_that_was_flushed() {
         outcome.changes > 0 && outcome.flushes > 0 && outcome.sectors > 0,
         "{outcome:?}"
     );
+    let times = [outcome.snapshots, outcome.coalesces, outcome.mirrors];
+    let tried = times.map(|times| times.done + times.cut);
+    assert!(tried.iter().all(|tried| *tried > 0), "{outcome:?}");
 }
 
 #[test]

@@ -12,7 +12,7 @@ pub(crate) struct Options {
     /// Every workload up to three requests, then long random ones up to a million distinct crash states
     #[arg(long)]
     full: bool,
-    /// Kill so many real processes under load, on real files
+    /// Kill so many real processes under load, snapshots, coalesces and mirrors, on real files
     #[arg(long, value_name = "N")]
     kill: Option<u64>,
     /// One workload of an earlier run again, as its last lines named it
