@@ -70,7 +70,7 @@ use block::{Completion, Op};
 use blocks::Blocks;
 use datapath::protocol::Access;
 use guest::Joint;
-use limit::Limit;
+use limit::{Limit, Pace};
 use std::collections::{HashMap, VecDeque};
 
 /// What is to be copied, and how fast.
@@ -151,6 +151,8 @@ pub struct Mirror {
     ready: VecDeque<Finished>,
     limit: Limit,
     guests_busy: bool,
+    now_us: u64,
+    pace: Pace,
     copied_bytes: u64,
 }
 
@@ -209,6 +211,8 @@ impl Mirror {
             ready: VecDeque::new(),
             limit: Limit::new(plan.limit_bytes_per_s),
             guests_busy: false,
+            now_us: 0,
+            pace: Pace::default(),
             copied_bytes: 0,
         };
         if to < from {
@@ -278,7 +282,11 @@ impl Mirror {
     /// stopped for the sake of others.
     pub fn work(&mut self, source: &mut Engine, now_us: u64, guests_busy: bool) -> bool {
         self.guests_busy = guests_busy;
+        self.now_us = now_us;
         self.limit.tick(now_us);
+        if self.own_bytes == 0 {
+            self.pace.end(now_us);
+        }
         let scanning = self.phase == Phase::Copying
             && self.failed.is_none()
             && self.blocks.scan(source, &self.other, self.plan.scope);
@@ -286,10 +294,18 @@ impl Mirror {
         scanning
     }
 
-    /// When there is something to do although nothing happened: a limit lets more through.
+    /// When there is something to do although nothing happened: a limit lets more through, or a rest
+    /// is over.
     pub fn wake_at_us(&self) -> Option<u64> {
         let waits = self.failed.is_none() && self.actives.iter().any(background::can_move);
-        self.limit.wake_at_us().filter(|_| waits)
+        // A piece that ended since the last turn is told of in the next one.
+        let ended = (self.own_bytes == 0 && self.pace.is_open()).then_some(self.now_us);
+        let rests_until_us = self.pace.rests_until_us(self.now_us).or(ended);
+        // Whichever comes last: before that nothing moves.
+        self.limit
+            .wake_at_us()
+            .max(rests_until_us)
+            .filter(|_| waits)
     }
 
     /// The next operation of the other engine.

@@ -184,7 +184,8 @@ mod tests {
             ("c3", Some("c2")),
             ("c4", Some("c2")),
         ];
-        let cases: [(&str, SrRecord, Vec<(&str, Option<usize>)>); 7] = [
+        type Expected = Vec<(&'static str, Option<usize>)>;
+        let cases: [(&str, SrRecord, Expected); 7] = [
             ("alone", record(&[("c1", None)], &[("c1", false)]), vec![]),
             (
                 "a leaf on a parent of its own",

@@ -130,8 +130,12 @@ impl Mirror {
     }
 
     fn has_window(&self) -> bool {
+        // How long the last piece took is known in the next turn.
+        let just_ended = self.own_bytes == 0 && self.pace.is_open();
+        let rests = just_ended || self.pace.rests_until_us(self.now_us).is_some();
+        let rests = rests && self.guests_busy;
         let window = if self.guests_busy { 1 } else { WINDOW_BYTES };
-        self.own_bytes < window && self.limit.allows()
+        self.own_bytes < window && !rests && self.limit.allows()
     }
 
     /// Takes the next block up, if there is one and room for it.
@@ -292,6 +296,7 @@ impl Mirror {
         }
         self.own_bytes = self.own_bytes.saturating_add(len_bytes);
         self.limit.spend(len_bytes);
+        self.pace.begin(self.now_us);
         let len_bytes = u32::try_from(len_bytes).unwrap_or(u32::MAX);
         let request = || Request::Read { offset, len_bytes };
         if task == Task::Compare {

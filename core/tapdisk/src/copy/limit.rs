@@ -1,4 +1,5 @@
-//! A bound on bytes per second: tokens that come with time, and debts that are paid in it.
+//! How fast a copy goes: a bound on bytes per second (tokens that come with time, and debts that are
+//! paid in it), and rests between pieces while guests use the disk.
 
 /// Most seconds whose tokens are saved up.
 const SAVED_S: u64 = 1;
@@ -62,9 +63,64 @@ impl Limit {
     }
 }
 
+/// How much longer than a piece took the copy rests after it while guests are busy: they have six
+/// parts of seven of what both use, be it the disk or this process.
+const REST_FACTOR: u64 = 6;
+
+/// Longest rest in microseconds, so that storage that hangs for a moment does not stop the copy.
+const REST_US_MAX: u64 = 20_000;
+
+/// Rests between pieces.
+#[derive(Debug, Default)]
+pub(super) struct Pace {
+    began_us: Option<u64>,
+    until_us: u64,
+}
+
+impl Pace {
+    /// A piece begins.
+    pub(super) fn begin(&mut self, now_us: u64) {
+        self.began_us.get_or_insert(now_us);
+    }
+
+    /// Every piece that had begun has ended.
+    pub(super) fn end(&mut self, now_us: u64) {
+        if let Some(began_us) = self.began_us.take() {
+            let took_us = now_us.saturating_sub(began_us);
+            let rest_us = took_us.saturating_mul(REST_FACTOR).min(REST_US_MAX);
+            self.until_us = now_us.saturating_add(rest_us);
+        }
+    }
+
+    /// Whether what began was not said to have ended.
+    pub(super) fn is_open(&self) -> bool {
+        self.began_us.is_some()
+    }
+
+    /// When the next piece may begin, unless that is over.
+    pub(super) fn rests_until_us(&self, now_us: u64) -> Option<u64> {
+        (self.until_us > now_us).then_some(self.until_us)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn rests_are_as_long_as_pieces_took_and_never_long() {
+        let mut pace = Pace::default();
+        pace.end(5);
+        assert_eq!(pace.rests_until_us(5), None, "nothing had begun");
+        pace.begin(100);
+        pace.begin(150);
+        pace.end(200);
+        assert_eq!(pace.rests_until_us(200), Some(800));
+        assert_eq!(pace.rests_until_us(800), None);
+        pace.begin(1_000);
+        pace.end(9_000_000);
+        assert_eq!(pace.rests_until_us(9_000_000), Some(9_020_000));
+    }
 
     #[test]
     fn tokens_come_with_time_and_not_without_end() {
