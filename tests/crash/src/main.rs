@@ -13,6 +13,9 @@ use xylem_crash::workload::{SHORT_MAX, Workload};
 use xylem_crash::world::Effort;
 use xylem_crash::{kill, sweep};
 
+/// Long workloads of a sweep, however many states the short ones have.
+const LONG_MIN: u64 = 400;
+
 /// Cuts the power of the data path in every way there is, and kills its processes
 #[derive(Parser)]
 #[command(version)]
@@ -95,6 +98,7 @@ fn sweep(args: &Args) -> Result<ExitCode> {
         short_max: SHORT_MAX,
         effort: effort(args)?,
         states: args.states,
+        long_min: LONG_MIN,
         time: Duration::from_secs(args.seconds),
         seed: args.seed,
         jobs: args.jobs.unwrap_or(threads),

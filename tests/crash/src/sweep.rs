@@ -27,6 +27,8 @@ pub struct Plan {
     pub effort: Effort,
     /// Long workloads go on, from this seed upwards, until there were so many distinct states.
     pub states: u64,
+    /// Long workloads there are at least.
+    pub long_min: u64,
     /// No new workload begins after this time.
     pub time: Duration,
     /// First seed of the long workloads.
@@ -179,9 +181,11 @@ pub fn run(plan: &Plan, progress: &(dyn Fn(&Outcome) + Sync)) -> Result<Outcome>
         while !stop.load(Ordering::Relaxed) && begun.elapsed() < plan.time {
             let workload = match short.get(next.fetch_add(1, Ordering::Relaxed)) {
                 Some(workload) => workload.clone(),
-                None if known.states.count() >= plan.states => break,
                 None => {
                     let index = long.fetch_add(1, Ordering::Relaxed);
+                    if index >= plan.long_min && known.states.count() >= plan.states {
+                        break;
+                    }
                     Workload::Long(plan.seed.wrapping_add(index))
                 }
             };

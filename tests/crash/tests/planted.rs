@@ -30,6 +30,7 @@ fn found(flaw: Option<Flaw>) -> sweep::Outcome {
             samples: 2,
         },
         states: 0,
+        long_min: 0,
         time: Duration::from_secs(600),
         seed: 1,
         jobs: 1,

@@ -26,6 +26,7 @@ fn twenty_thousand_distinct_crashes_leave_legal_values() {
         short_max: 2,
         effort: SMALL,
         states: 20_000,
+        long_min: 4,
         time: Duration::from_secs(600),
         seed: 1,
         jobs: 2,
