@@ -2,6 +2,7 @@
 //! one. Works on stable Rust: the instrumentation is LLVM's own pass, libFuzzer drives.
 //! A slice of it is in every `cargo xtask test`.
 
+use crate::setup;
 use crate::step::{cargo, command, root, run, say, target};
 use anyhow::{Result, bail};
 use clap::Args;
@@ -42,6 +43,7 @@ const HOST: &str = "x86_64-unknown-linux-gnu";
 
 /// Fails if an input is found, which stays in `target/fuzz`.
 pub(crate) fn fuzz(options: &Options) -> Result<()> {
+    setup::fuzz_packages()?;
     let folder = target().join("fuzz");
     let mut build = cargo(&["build", "--release", "--locked", "--package", "xylem-fuzz"]);
     build.args([

@@ -31,6 +31,9 @@ const BENCH_PROGRAMS: &[(&str, &str)] = &[
     ("strace", "strace"),
 ];
 
+/// What `fuzz` needs on top: libFuzzer is C++.
+const FUZZ_PROGRAMS: &[(&str, &str)] = &[("g++", "g++")];
+
 /// PyPI's XenAPI, the reference client; pinned so that a new release cannot change a test's meaning.
 const PYTHON_XENAPI: &str = "XenAPI==26.21.1";
 
@@ -54,6 +57,11 @@ pub(crate) fn packages() -> Result<()> {
 /// Installs the Debian packages that measuring needs and says which.
 pub(crate) fn bench_packages() -> Result<()> {
     install(packages_missing(BENCH_PROGRAMS))
+}
+
+/// Installs the Debian packages that fuzzing needs and says which.
+pub(crate) fn fuzz_packages() -> Result<()> {
+    install(packages_missing(FUZZ_PROGRAMS))
 }
 
 fn packages_missing(programs: &[(&'static str, &'static str)]) -> Vec<&'static str> {

@@ -159,7 +159,6 @@ impl Disk {
         }
     }
 
-    /// Makes it behave so; all of it or, after an error, none.
     /// Has the layers' files go through the page cache or not, as far as they can.
     pub(super) fn set_cache(&mut self, reactor: &mut Reactor, wanted: Cache) {
         for (depth, file) in self.engine.files().into_iter().enumerate() {
@@ -175,6 +174,7 @@ impl Disk {
         self.cache = set_cache(reactor, file, self.cache);
     }
 
+    /// Makes it behave so; all of it or, after an error, none.
     pub(super) fn set_settings(&mut self, settings: DiskSettings) -> Result<(), engine::Error> {
         self.engine.set_limits(settings.limits)?;
         self.engine.set_write_through(settings.write_through);
