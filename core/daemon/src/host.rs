@@ -98,7 +98,6 @@ pub(crate) async fn start(config: Config) -> Result<Running> {
             data_paths,
         }),
     ];
-    let database_of_merges = database.clone();
     let stream = metrics::run(sources, config.metrics.step(), stop.clone());
     work.spawn(monitors::feed_metrics(plugins.clone(), stream));
     work.spawn(monitors::feed_objects(
@@ -108,7 +107,7 @@ pub(crate) async fn start(config: Config) -> Result<Running> {
     ));
     work.spawn(merges::run(
         storage,
-        database_of_merges,
+        api.clone(),
         config.storage.merge_after(),
         stop.clone(),
     ));

@@ -1,23 +1,51 @@
 //! Merging of layers in the background, as far as the records of an SR allow it.
 
-use database::{Database, Value};
+use database::Value;
+use std::sync::Arc;
 use std::time::Duration;
 use storage::{MergeRules, StorageManager};
 use tokio_util::sync::CancellationToken;
 use units::SrUuid;
+use xapi::{Api, Caller, Origin};
+
+/// How often an SR's records are tried to be read anew while another operation has the SR.
+const SCANS_MAX: u32 = 5;
+
+/// Time between two of them.
+const SCAN_PAUSE: Duration = Duration::from_secs(2);
 
 /// Merges until `stop`.
 pub(crate) async fn run(
     storage: StorageManager,
-    database: Database,
+    api: Arc<Api>,
     settle: Duration,
     stop: CancellationToken,
 ) {
     let rules = |sr: SrUuid| {
-        let row = database.snapshot().by_uuid("SR", &sr.to_string());
+        let row = api.database().snapshot().by_uuid("SR", &sr.to_string());
         row.map_or_else(MergeRules::default, |row| rules(&row.get("other_config")))
     };
-    storage.merge_until(settle, rules, stop).await;
+    let merged = |sr: SrUuid| {
+        tokio::spawn(scan(Arc::clone(&api), sr));
+    };
+    storage.merge_until(settle, rules, merged, stop).await;
+}
+
+/// Has the records of the SR's VDIs say what they stand on now.
+async fn scan(api: Arc<Api>, sr: SrUuid) {
+    for _ in 0..SCANS_MAX {
+        let row = api.database().snapshot().by_uuid("SR", &sr.to_string());
+        let Some(row) = row else { return };
+        let params = vec![Value::Ref(row.reference().clone())];
+        match api
+            .call(&Caller::new(Origin::Internal), "SR.scan", params)
+            .await
+        {
+            Ok(_) => return,
+            Err(error) => tracing::warn!(%sr, %error, "not scanned after layers were merged"),
+        }
+        tokio::time::sleep(SCAN_PAUSE).await;
+    }
 }
 
 /// What `SR.other_config` leaves on; the keys are those that XenServer's clean-up reads.

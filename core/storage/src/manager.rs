@@ -261,14 +261,16 @@ impl StorageManager {
     }
 
     /// Merges in the background whatever [`StorageManager::sr_merge`] would, `settle` after the last
-    /// call that left something to merge, as far as `rules` of the SR allow. Returns after `stop`.
+    /// call that left something to merge, as far as `rules` of the SR allow. `merged` hears of each
+    /// SR in which layers went: VDIs may have other leaves then. Returns after `stop`.
     pub async fn merge_until(
         &self,
         settle: Duration,
         rules: impl Fn(SrUuid) -> MergeRules + Send + Sync,
+        merged: impl Fn(SrUuid) + Send + Sync,
         stop: CancellationToken,
     ) {
-        self.host.merge_until(settle, &rules, &stop).await;
+        self.host.merge_until(settle, &rules, &merged, &stop).await;
     }
 
     /// Says how an attached SR is.

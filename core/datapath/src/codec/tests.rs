@@ -98,7 +98,7 @@ fn frames_over_a_limit_are_refused_on_both_sides() {
         FrameWriter::default().push(&long, vec![]).map_err(kind),
         Err(ErrorKind::Protocol)
     );
-    let many = (0..65)
+    let many = (0..=FRAME_FDS_MAX)
         .map(|_| a.as_fd().try_clone_to_owned().unwrap())
         .collect();
     assert_eq!(
@@ -117,11 +117,12 @@ fn frames_over_a_limit_are_refused_on_both_sides() {
 #[test]
 fn a_frame_with_too_many_descriptors_is_refused() {
     let (a, b) = UnixStream::pair().unwrap();
-    let fds: Vec<OwnedFd> = (0..65)
+    let fds: Vec<OwnedFd> = (0..=FRAME_FDS_MAX)
         .map(|_| a.as_fd().try_clone_to_owned().unwrap())
         .collect();
     let borrowed: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
-    let mut space = [const { MaybeUninit::uninit() }; rustix::cmsg_space!(ScmRights(65))];
+    let mut space =
+        [const { MaybeUninit::uninit() }; rustix::cmsg_space!(ScmRights(FRAME_FDS_MAX + 1))];
     let mut control = SendAncillaryBuffer::new(&mut space);
     assert!(control.push(SendAncillaryMessage::ScmRights(&borrowed)));
     let bytes = frame_of("\"fd flood\"");

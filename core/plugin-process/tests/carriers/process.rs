@@ -115,7 +115,15 @@ async fn the_process_runs_as_the_configured_user_without_new_rights() {
         let bench = Bench::new();
         // The other user must get at the program and the directories.
         let binary = bench.beside("xylem-plugin");
-        std::fs::copy(env!("CARGO_BIN_EXE_xylem-plugin"), &binary).unwrap();
+        // By another process: a descriptor for writing that a fork of a test beside this one
+        // inherits would keep the copy from being run.
+        let copied = std::process::Command::new("cp")
+            .args([
+                env!("CARGO_BIN_EXE_xylem-plugin").as_ref(),
+                binary.as_os_str(),
+            ])
+            .status();
+        assert!(copied.unwrap().success());
         let open = Permissions::from_mode(0o755);
         std::fs::set_permissions(bench.beside(""), open).unwrap();
         std::os::unix::fs::chown(&bench.granted, Some(NOBODY), Some(NOBODY)).unwrap();

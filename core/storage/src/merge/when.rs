@@ -61,16 +61,22 @@ impl Wanted {
 }
 
 impl Host {
-    /// Merges what may be merged, `settle` after it was last heard of, until `stop`.
+    /// Merges what may be merged, `settle` after it was last heard of, until `stop`. `merged` hears
+    /// of every SR in which something was.
     pub(crate) async fn merge_until(
         self: &Arc<Self>,
         settle: Duration,
         rules: &(dyn Fn(SrUuid) -> MergeRules + Send + Sync),
+        merged: &(dyn Fn(SrUuid) + Send + Sync),
         stop: &CancellationToken,
     ) {
         while !stop.is_cancelled() {
             match self.wanted.next(settle) {
-                Ok(sr) => self.merge_now(sr, rules(sr), stop).await,
+                Ok(sr) => {
+                    if self.merge_now(sr, rules(sr), stop).await > 0 {
+                        merged(sr);
+                    }
+                }
                 Err(due) => tokio::select! {
                     () = stop.cancelled() => {}
                     () = self.wanted.wait_until(due) => {}
@@ -79,17 +85,28 @@ impl Host {
         }
     }
 
-    async fn merge_now(self: &Arc<Self>, sr: SrUuid, rules: MergeRules, stop: &CancellationToken) {
+    /// Says how many layers went.
+    async fn merge_now(
+        self: &Arc<Self>,
+        sr: SrUuid,
+        rules: MergeRules,
+        stop: &CancellationToken,
+    ) -> u32 {
         let ctx = CallContext::background();
         let watch = Watch {
             cancel: stop.clone(),
             ..Watch::default()
         };
-        match self.sr_merge(&ctx, sr, rules, &watch).await {
-            Ok(0) => {}
-            Ok(layers) => tracing::info!(%sr, layers, "merged"),
-            Err(e) if e.kind() == StorageErrorKind::SrNotAttached => return,
-            Err(e) => tracing::warn!(%sr, error = %e, "layers are left for later"),
+        let layers = match self.sr_merge(&ctx, sr, rules, &watch).await {
+            Ok(layers) => layers,
+            Err(e) if e.kind() == StorageErrorKind::SrNotAttached => return 0,
+            Err(e) => {
+                tracing::warn!(%sr, error = %e, "layers are left for later");
+                0
+            }
+        };
+        if layers > 0 {
+            tracing::info!(%sr, layers, "merged");
         }
         let left = match self.shared(&ctx, sr).await {
             Ok(live) => !live.record().merges().is_empty(),
@@ -98,6 +115,7 @@ impl Host {
         if left {
             self.wanted.want_at(sr, Instant::now() + RETRY);
         }
+        layers
     }
 }
 

@@ -411,7 +411,7 @@ async fn a_chain_ends_where_a_frame_cannot_carry_it() {
     };
     assert_eq!(
         (refused.kind(), snapshots),
-        (StorageErrorKind::ChainTooLong, 61)
+        (StorageErrorKind::ChainTooLong, 63)
     );
     host.plug(vdi, "a", "vm-1", Access::ReadWrite).await;
     assert_eq!(host.world.guest_read(vdi), Some([(1, 1)].into()));
