@@ -3,10 +3,14 @@
 use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
+use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::Command;
 
 /// How long a trial guest must live for the accelerator to count as working.
 const TRIAL: Duration = Duration::from_millis(500);
+
+/// How long QEMU may take to set it up and greet; a busy machine takes seconds.
+const START: Duration = Duration::from_secs(20);
 
 /// How guest code is executed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,13 +56,27 @@ async fn kvm_lives(binary: &Path) -> bool {
             "-accel", "kvm", "-cpu", "host", "-machine", "pc", "-m", "16",
         ])
         .args(["-nodefaults", "-no-user-config", "-display", "none"])
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
+        .args(["-qmp", "stdio"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
         .stderr(Stdio::null())
         .kill_on_drop(true)
         .spawn();
     let Ok(mut trial) = trial else { return false };
-    let lives = tokio::time::timeout(TRIAL, trial.wait()).await.is_err();
+    // QEMU greets when the processor is set up. Before that it may be about to die, however long it
+    // takes on a busy machine, so its life counts from there.
+    let mut greeting = trial.stdout.take().map(|out| BufReader::new(out).lines());
+    let greeted = match &mut greeting {
+        Some(lines) => {
+            let line = tokio::time::timeout(START, lines.next_line()).await;
+            matches!(line, Ok(Ok(Some(_))))
+        }
+        None => false,
+    };
+    // Its standard input stays open: the end of it is an order to leave.
+    let input = trial.stdin.take();
+    let lives = greeted && tokio::time::timeout(TRIAL, trial.wait()).await.is_err();
+    drop(input);
     // An error means that it has ended by itself meanwhile.
     let _ = trial.kill().await;
     lives
@@ -81,13 +99,15 @@ mod tests {
     #[tokio::test]
     async fn what_outlives_its_trial_works_and_is_ended_and_what_dies_does_not_work() {
         let dir = tempfile::tempdir().unwrap();
-        assert!(kvm_lives(&emulator(dir.path(), "exec sleep 600")).await);
+        assert!(kvm_lives(&emulator(dir.path(), "echo '{}'; exec sleep 600")).await);
         let pid = std::fs::read_to_string(dir.path().join("pid")).unwrap();
         assert!(
             !Path::new("/proc").join(pid.trim()).exists(),
             "the trial goes on"
         );
         assert!(!kvm_lives(&emulator(dir.path(), "exit 1")).await);
+        assert!(!kvm_lives(&emulator(dir.path(), "sleep 1; exit 1")).await);
+        assert!(!kvm_lives(&emulator(dir.path(), "echo '{}'; exit 1")).await);
         assert!(!kvm_lives(&dir.path().join("none")).await);
         assert_eq!(
             Accelerator::Tcg.decide(Path::new("/none")).await,
