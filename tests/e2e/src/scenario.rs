@@ -51,6 +51,8 @@ struct Story<'a> {
     snapshot: String,
     /// Numbers of the last line on disk before the snapshot was asked for, and after it was there.
     snapshot_lines: (u64, u64),
+    /// Number of the last line on disk after the layers were merged.
+    merged_line: u64,
 }
 
 impl<'a> Story<'a> {
@@ -68,6 +70,7 @@ impl<'a> Story<'a> {
             vm: none(),
             snapshot: none(),
             snapshot_lines: (0, 0),
+            merged_line: 0,
         })
     }
 
@@ -310,7 +313,8 @@ impl<'a> Story<'a> {
             Ok((left == 1).then_some(()))
         })?;
         let merged = last_line(&self.console()?);
-        let line = self.wait_for_line(merged + 2)?;
+        self.merged_line = self.wait_for_line(merged + 2)?;
+        let line = self.merged_line;
         Ok(format!("{layers} layers are one, line {line}"))
     }
 
@@ -369,11 +373,10 @@ impl<'a> Story<'a> {
         run(&mut command("e2fsck", &["-f", "-n", &image]))?;
         let request = format!("cat {LINES_FILE}");
         let lines = run(&mut command("debugfs", &["-R", &request, &image]))?;
-        let (count, last) = (check_lines(&lines)?, last_line(&self.console()?));
-        // The last one may be on disk without having been told.
+        let (count, told) = (check_lines(&lines)?, self.merged_line);
         ensure!(
-            (last..=last + 1).contains(&count),
-            "the disk holds {count} lines, the guest told of {last}"
+            count >= told,
+            "the disk holds {count} lines, the guest told of {told} and went on"
         );
         Ok(format!("{count} lines"))
     }
